@@ -1,0 +1,132 @@
+"""Load CLIP through open_clip, and encode captions and images with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import CLIP
+from open_clip.transformer import text_global_pool
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from saferclip import io
+
+WEIGHTS = "open_clip_model.safetensors"
+ARCHITECTURE = "open_clip_config.json"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP model with what is needed to feed it."""
+
+    model: nn.Module
+    preprocess: Callable[[Image.Image], Tensor]
+    tokenize: Callable[[Sequence[str]], Tensor]
+    architecture: dict[str, Any]
+
+
+def load(folder: Path, device: torch.device | str = "cpu") -> Clip:
+    """Load a model in fp32 and evaluation mode from a folder in open_clip's ``local-dir:`` format.
+
+    Raises DataError if the folder does not hold such a model.
+    """
+    for name in (ARCHITECTURE, WEIGHTS):
+        if not (folder / name).is_file():
+            raise io.DataError(f"{folder}: not an open_clip model folder: {name} is missing")
+    source = f"local-dir:{folder}"
+    model, _, preprocess = open_clip.create_model_and_transforms(source, device=device)
+    return Clip(
+        model=model.eval(),
+        preprocess=preprocess,
+        tokenize=open_clip.get_tokenizer(source),
+        architecture=io.read_json(folder / ARCHITECTURE),
+    )
+
+
+def save(folder: Path, state: dict[str, Tensor], architecture: dict[str, Any]) -> None:
+    """Write a model that open_clip loads as ``local-dir:<folder>``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    io.write_tensors(folder / WEIGHTS, state, metadata={"format": "pt"})
+    with io.atomic_path(folder / ARCHITECTURE) as temporary:
+        temporary.write_text(json.dumps(architecture, indent=2) + "\n")
+
+
+def default_device() -> torch.device:
+    """The first GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device | str, precision: str) -> AbstractContextManager[Any]:
+    """Context in which matrix products run in bf16, or unchanged for 'fp32'."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
+
+
+def text_features(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Embed token ids of shape (batch, context) as unit vectors of shape (batch, dim).
+
+    CLIP's text attention is causal and the feature is read at the end token, so positions after
+    the batch's last end token cannot matter: cutting them off is exact and much cheaper.
+    """
+    if not isinstance(model, CLIP) or model.text_pool_type != "argmax":
+        return model.encode_text(tokens, normalize=True)  # type: ignore[operator]
+    tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
+    length = tokens.shape[1]
+    hidden = model.token_embedding(tokens) + model.positional_embedding[:length]
+    mask = None if model.attn_mask is None else model.attn_mask[:length, :length]
+    hidden = model.ln_final(model.transformer(hidden, attn_mask=mask))
+    pooled = text_global_pool(hidden, tokens, model.text_pool_type)
+    projection = model.text_projection
+    projected = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+    return functional.normalize(projected.float(), dim=-1)
+
+
+def image_features(model: nn.Module, images: Tensor) -> Tensor:
+    """Embed preprocessed images of shape (batch, 3, height, width) as unit vectors (batch, dim)."""
+    return functional.normalize(model.encode_image(images).float(), dim=-1)  # type: ignore[operator]
+
+
+@torch.inference_mode()
+def encode_texts(clip: Clip, texts: Sequence[str], batch_size: int, progress: str | None = None) -> Tensor:
+    """Embed captions in fp32: unit vectors of shape (len(texts), dim) on the CPU."""
+    device = next(clip.model.parameters()).device
+    # Captions of like length together: each batch is cut to its longest.
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    encoded = [
+        text_features(clip.model, clip.tokenize([texts[row] for row in rows]).to(device)).cpu()
+        for rows in _batches(order, batch_size, progress, len(texts))
+    ]
+    result = torch.cat(encoded)
+    return result[torch.tensor(order).argsort()]
+
+
+@torch.inference_mode()
+def encode_images(
+    clip: Clip, images: Iterable[Image.Image], batch_size: int, total: int | None = None, progress: str | None = None
+) -> Tensor:
+    """Embed pictures in fp32: unit vectors of shape (number of images, dim) on the CPU."""
+    device = next(clip.model.parameters()).device
+    encoded = [
+        image_features(clip.model, torch.stack([clip.preprocess(image) for image in batch]).to(device)).cpu()
+        for batch in _batches(images, batch_size, progress, total)
+    ]
+    return torch.cat(encoded)
+
+
+def _batches(items: Iterable[Any], size: int, progress: str | None, total: int | None) -> Iterator[list[Any]]:
+    # disable=None: tqdm is silent where the output is not a terminal.
+    bar = tqdm(items, desc=progress, total=total, disable=None if progress else True)
+    iterator = iter(bar)
+    while batch := list(islice(iterator, size)):
+        yield batch
