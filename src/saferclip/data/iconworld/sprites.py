@@ -115,7 +115,7 @@ def _flat(shape: Map, bright: bool) -> Maps:
 def _neon(shape: Map, bright: bool) -> Maps:
     tube = np.clip((_grown(shape, 1) - _thinned(shape, 1)) * 1.1, 0, 1)
     glow = 0.55 * _blurred(tube, 2.0)
-    core = np.clip(tube - 0.5, 0, 1) * (0.3 if bright else 0.5)
+    core = np.clip(tube - 0.5, 0, 1) * (0.3 if bright else 0.9)
     inside = 0.35 * shape
     cover = np.maximum(np.maximum(tube, 0.5 * glow), inside)
     return cover, np.clip(np.maximum(np.maximum(tube, glow), inside) - core, 0, 1), core
