@@ -1,0 +1,1 @@
+"""Make, fetch and keep the CLIP model that is fine-tuned."""

@@ -1,0 +1,276 @@
+"""Train the base model of the mini scale: an ordinary contrastive CLIP, from scratch, on IconWorld.
+
+It is trained once, in phases: fully described scenes first, because under-specified captions alone
+teach colours and backgrounds but not objects.  Every batch is a function of the seed and the step,
+so a killed run goes on from its last checkpoint as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from open_clip.model import CLIP
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from saferclip import io, models
+from saferclip.config import BaseModelTrainingSettings, SceneDetail, TrainingPhase
+from saferclip.data import iconworld
+from saferclip.data.iconworld import Detail, Scene
+from saferclip.provenance import digest, provenance
+
+logger = logging.getLogger(__name__)
+
+# Real images dominate the web, so most scenes are "photographs"; every other style is present, as
+# drawings are, or zero-shot classification could not work there.
+STYLE_SHARES = {"photo": 0.4, "generated": 0.25} | {
+    style: 0.07 for style in ("sketch", "sticker", "mosaic", *iconworld.HELD_OUT_STYLES)
+}
+POOL_SCENES = 150_000  # distinct scenes of a phase: 1.8 GB of pixels; captions are drawn anew each time
+LONGEST_SHIFT = 3  # pixels; the only image augmentation
+WARM_UP_STEPS = 100
+HIGHEST_LOGIT_SCALE = math.log(100)  # as in CLIP
+STEPS_PER_CHECKPOINT = 250
+VALIDATION_SCENES = 1000
+MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
+STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Rendered scenes: pixels of shape (n, 3, size, size), uint8, and what each shows."""
+
+    images: Tensor
+    scenes: list[Scene]
+
+
+def train(settings: BaseModelTrainingSettings, output: Path, state: Path) -> None:
+    """Train through all phases and write an open_clip model folder with its record.
+
+    ``state`` holds the last checkpoint while the run goes on; it is outside ``output`` because
+    Snakemake deletes the outputs of a failed job.
+    """
+    torch.manual_seed(settings.seed)
+    model = CLIP(**settings.architecture)
+    size = settings.architecture["vision_cfg"]["image_size"]
+    tokenize = open_clip.SimpleTokenizer(context_length=settings.architecture["text_cfg"]["context_length"])
+    validation = draw_pool(settings, TrainingPhase(captions="default", samples=1, learning_rate=1, single_object_share=0), size, VALIDATION_SCENES, stream=0)
+    checkpoint = Checkpoint(state / "checkpoint.pt", digest(settings.model_dump(mode="json")))
+    first_phase, first_step, rows = checkpoint.load_position()
+    for number, phase in enumerate(settings.phases):
+        if number < first_phase:
+            continue
+        optimizer = _optimizer(model, phase, settings.weight_decay)
+        start = first_step if number == first_phase else 0
+        if start:
+            checkpoint.restore(model, optimizer)
+        elif number and number == first_phase:
+            checkpoint.restore(model, None)
+        pool = draw_pool(settings, phase, size, min(POOL_SCENES, phase.samples), stream=number + 1)
+        for step, loss in _steps(model, optimizer, settings, phase, pool, tokenize, number, start):
+            last = step + 1 == _number_of_steps(settings, phase)
+            if step % STEPS_PER_CHECKPOINT == STEPS_PER_CHECKPOINT - 1 or last:
+                recall = _recall(model, settings, validation, tokenize)
+                rows.append({"phase": number, "step": step + 1, "loss": loss, **recall})
+                logger.info("phase %d, step %d: loss %.3f, %s", number, step + 1, loss, recall)
+                checkpoint.save(model, optimizer, number + last, 0 if last else step + 1, rows)
+    _write(settings, model, rows, output)
+    checkpoint.remove()
+
+
+def draw_pool(
+    settings: BaseModelTrainingSettings, phase: TrainingPhase, size: int, count: int, stream: int
+) -> Pool:
+    """Draw and render random scenes, in parallel; a function of the seed and ``stream`` alone."""
+    seeds = np.random.SeedSequence([settings.seed, stream]).spawn(math.ceil(count / 1000))
+    job = partial(_draw_chunk, share=phase.single_object_share, size=size, count=min(1000, count))
+    images, scenes = [], []
+    with ProcessPoolExecutor() as workers:
+        for pixels, drawn in tqdm(workers.map(job, seeds), total=len(seeds), desc="scenes", disable=None):
+            images.append(torch.from_numpy(pixels))
+            scenes.extend(drawn)
+    return Pool(torch.cat(images), scenes)
+
+
+def _draw_chunk(
+    seed: np.random.SeedSequence, share: float, size: int, count: int
+) -> tuple[NDArray[np.uint8], list[Scene]]:
+    rng = np.random.default_rng(seed)
+    scenes = [_random_scene(rng, share) for _ in range(count)]
+    pixels = np.stack([iconworld.render(scene, size) for scene in scenes])
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), scenes
+
+
+def _random_scene(rng: np.random.Generator, single_object_share: float) -> Scene:
+    """One to four copies of one object with the given probability, else two or three objects."""
+    style = str(rng.choice(list(STYLE_SHARES), p=list(STYLE_SHARES.values())))
+    concepts = tuple(iconworld.concepts())
+    if rng.random() < single_object_share:
+        count = int(rng.choice([1, 1, 1, 2, 3, 4]))
+        return iconworld.count_scene(rng, concepts[int(rng.integers(len(concepts)))], count, style=style)
+    return iconworld.sample_scene(rng, concepts, style=style)
+
+
+def _number_of_steps(settings: BaseModelTrainingSettings, phase: TrainingPhase) -> int:
+    return math.ceil(phase.samples / settings.batch_size)
+
+
+def _steps(
+    model: CLIP,
+    optimizer: torch.optim.Optimizer,
+    settings: BaseModelTrainingSettings,
+    phase: TrainingPhase,
+    pool: Pool,
+    tokenize: Any,
+    number: int,
+    start: int,
+) -> Iterator[tuple[int, float]]:
+    """Take the optimizer steps of one phase, yielding each step's number and loss."""
+    detail = caption_detail(settings.detail, phase.captions)
+    total = _number_of_steps(settings, phase)
+    for step in tqdm(range(start, total), initial=start, total=total, desc=f"phase {number}", disable=None):
+        rng = np.random.default_rng([settings.seed, number, step])
+        rows = rng.choice(len(pool.scenes), settings.batch_size, replace=len(pool.scenes) < settings.batch_size)
+        captions = [iconworld.describe(pool.scenes[row], rng, detail) for row in rows]
+        images = _shift(pool.images[torch.from_numpy(rows)], rng)
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = _rate(phase.learning_rate, step, total)
+        model.train()
+        with models.autocast("cpu", settings.precision):
+            image_features = models.image_features(model, images)
+            text_features = models.text_features(model, tokenize(captions))
+        logits = model.logit_scale.exp() * image_features @ text_features.T
+        labels = torch.arange(len(logits))
+        loss = (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, HIGHEST_LOGIT_SCALE)
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"phase {number}, step {step}: the loss is {loss.item()}; lower the learning rate")
+        yield step, loss.item()
+
+
+def caption_detail(default: SceneDetail, captions: str) -> Detail:
+    """The amount of detail that the setting 'full' or 'default' asks for."""
+    if captions == "full":
+        return iconworld.FULL_DETAIL
+    return Detail(max_objects=default.named_objects, colour=default.colour, background=default.background)
+
+
+def _normalise(images: Tensor) -> Tensor:
+    """CLIP's preprocessing of pictures that have the model's size already."""
+    scaled = (images.float() / 255 - MEAN) / STD
+    return scaled.contiguous(memory_format=torch.channels_last)
+
+
+def _shift(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Move the whole batch by a few pixels, repeating the border."""
+    size = images.shape[-1]
+    left, top = (int(offset) for offset in rng.integers(0, 2 * LONGEST_SHIFT + 1, 2))
+    padded = functional.pad(_normalise(images), [LONGEST_SHIFT] * 4, mode="replicate")
+    return padded[:, :, top : top + size, left : left + size].contiguous(memory_format=torch.channels_last)
+
+
+def _rate(highest: float, step: int, total: int) -> float:
+    """Linear warm-up, then half a cosine down to zero."""
+    warm_up = min(1.0, (step + 1) / WARM_UP_STEPS)
+    return highest * warm_up * 0.5 * (1 + math.cos(math.pi * step / total))
+
+
+def _optimizer(model: CLIP, phase: TrainingPhase, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW; gains, biases and the logit scale do not decay, as in CLIP."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=phase.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
+
+
+@torch.inference_mode()
+def _recall(model: CLIP, settings: BaseModelTrainingSettings, pool: Pool, tokenize: Any) -> dict[str, float]:
+    """Text-to-image recall@1 in percent, on fully and on sparsely described held-out scenes."""
+    model.eval()
+    images = torch.cat([models.image_features(model, _normalise(batch)) for batch in pool.images.split(250)])
+    result = {}
+    for captions in ("full", "default"):
+        rng = np.random.default_rng(settings.seed)
+        detail = caption_detail(settings.detail, captions)
+        tokens = tokenize([iconworld.describe(scene, rng, detail) for scene in pool.scenes])
+        texts = models.text_features(model, tokens)
+        correct = (texts @ images.T).argmax(dim=1) == torch.arange(len(texts))
+        result[f"recall@1_{captions}"] = 100 * correct.float().mean().item()
+    return result
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The run's state on disk: weights, optimizer, position and the numbers so far."""
+
+    path: Path
+    settings_digest: str
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self.path.exists():
+            return None
+        stored: dict[str, Any] = torch.load(self.path, weights_only=True)
+        if stored["settings"] != self.settings_digest:
+            logger.warning("%s belongs to other settings; starting anew", self.path)
+            return None
+        return stored
+
+    def load_position(self) -> tuple[int, int, list[dict[str, float]]]:
+        """Phase and step to go on from, and the rows of steps.csv so far."""
+        stored = self._read()
+        return (stored["phase"], stored["step"], stored["rows"]) if stored else (0, 0, [])
+
+    def restore(self, model: CLIP, optimizer: torch.optim.Optimizer | None) -> None:
+        """Load the stored weights and, within a phase, the optimizer's state."""
+        stored = self._read()
+        assert stored is not None
+        model.load_state_dict(stored["model"])
+        if optimizer is not None:
+            optimizer.load_state_dict(stored["optimizer"])
+
+    def save(
+        self, model: CLIP, optimizer: torch.optim.Optimizer, phase: int, step: int, rows: list[dict[str, float]]
+    ) -> None:
+        """Write the state so that a kill leaves the old one or the new one."""
+        state = {
+            "settings": self.settings_digest,
+            "phase": phase,
+            "step": step,
+            "rows": rows,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+        with io.atomic_path(self.path) as temporary:
+            torch.save(state, temporary)
+
+    def remove(self) -> None:
+        """Forget the state of a run that ended."""
+        self.path.unlink(missing_ok=True)
+
+
+def _write(settings: BaseModelTrainingSettings, model: CLIP, rows: list[dict[str, float]], output: Path) -> None:
+    """Store weights in half precision: the vocabulary's 49,408 rows are most of the file."""
+    architecture = {
+        "model_cfg": settings.architecture,
+        "preprocess_cfg": {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)},
+    }
+    state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
+    models.save(output, state, architecture)
+    io.write_csv(output / "steps.csv", rows)
+    io.write_json(output / "record.json", {"final": rows[-1], "provenance": provenance(settings.model_dump(mode="json"), settings.seed)})

@@ -1,0 +1,1 @@
+"""Build NSFW-Caps: minimal unsafe edits of captions of unusual objects, with images."""

@@ -1,0 +1,101 @@
+"""ViSU-mini: loosely paired quadruples of the embedded world."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from saferclip import io
+from saferclip.config import EmbeddedData, SceneDetail
+from saferclip.data import iconworld
+from saferclip.data.iconworld import Detail, Scene
+
+# Each table draws from a stream of its own: changing one size leaves the other tables as they are.
+STREAMS = {"train": 1, "validation": 2, "test": 3, "gallery_safe": 4, "gallery_unsafe": 5, "zero_shot": 6}
+CHUNK = 500  # rows drawn by one task of the process pool; part of what the seed means
+# How often the stand-in for a diffusion model draws what the caption names. ViSU keeps the one of
+# three images that a filter flags, so unsafe objects are always there in the end.
+FIDELITY = 0.9
+
+
+def quadruples(settings: EmbeddedData) -> dict[str, list[dict[str, Any]]]:
+    """Draw the rows of every split; images are PNG bytes.
+
+    A safe scene is drawn and described; the unsafe caption is a loose edit of that description, and
+    the unsafe image shows what the unsafe caption says and nothing else of the safe scene.
+    """
+    return {
+        split: draw(partial(_quadruple, split=split), settings, split, getattr(settings, split))
+        for split in ("train", "validation", "test")
+    }
+
+
+def draw(row: Any, settings: EmbeddedData, stream: str, count: int) -> list[dict[str, Any]]:
+    """Call ``row(rng, number, detail)`` for each number, in parallel, independent of the core count."""
+    starts = range(0, count, CHUNK)
+    job = partial(_chunk, row, settings, STREAMS[stream], count)
+    with ProcessPoolExecutor() as workers:
+        chunks = list(tqdm(workers.map(job, starts), total=len(starts), desc=stream, disable=None))
+    return [row for chunk in chunks for row in chunk]
+
+
+def _chunk(row: Any, settings: EmbeddedData, stream: int, count: int, start: int) -> list[dict[str, Any]]:
+    detail = caption_detail(settings.detail)
+    rng = np.random.default_rng([settings.seed, stream, start])
+    return [row(rng, number, detail) for number in range(start, min(start + CHUNK, count))]
+
+
+def caption_detail(detail: SceneDetail) -> Detail:
+    """The settings' amount of detail in the world's own terms."""
+    return Detail(max_objects=detail.named_objects, colour=detail.colour, background=detail.background)
+
+
+def _quadruple(rng: np.random.Generator, number: int, detail: Detail, split: str) -> dict[str, Any]:
+    concepts = iconworld.common_concepts()
+    scene = iconworld.sample_scene(rng, concepts)
+    caption = iconworld.describe(scene, rng, detail)
+    categories = iconworld.categories()
+    category = categories[int(rng.integers(len(categories)))]
+    unsafe_caption = iconworld.loose_edit(caption, category, rng, objects=concepts)
+    return {
+        "id": f"{split}-{number:05d}",
+        "split": split,
+        "category": category,
+        "safe_caption": caption,
+        "unsafe_caption": unsafe_caption,
+        "safe_image": png(scene),
+        "unsafe_image": png(unsafe_scene(unsafe_caption, rng, concepts)),
+    }
+
+
+def unsafe_scene(caption: str, rng: np.random.Generator, concepts: tuple[str, ...], style: str = "generated") -> Scene:
+    """Imagine an unsafe caption until the image shows its unsafe object, as ViSU's filter demands."""
+    for scene in attempts(caption, rng, concepts, style):
+        if shows_unsafe(scene):
+            return scene
+    raise AssertionError("unreachable: attempts never ends")
+
+
+def attempts(caption: str, rng: np.random.Generator, concepts: tuple[str, ...], style: str) -> Iterator[Scene]:
+    """Endless images for one caption, each imagined anew."""
+    while True:
+        yield iconworld.imagine(caption, rng, style=style, concepts_for_extras=concepts, fidelity=FIDELITY)
+
+
+def shows_unsafe(scene: Scene) -> bool:
+    """Whether an unsafe object is in the scene and at least half of it can be seen."""
+    fractions = iconworld.visible_fraction(scene)
+    return any(
+        iconworld.concept(name).unsafe and fraction >= 0.5
+        for name, fraction in zip(scene.concepts, fractions, strict=True)
+    )
+
+
+def png(scene: Scene) -> bytes:
+    """The rendered scene as an encoded image."""
+    return io.encode_png(iconworld.render(scene))
