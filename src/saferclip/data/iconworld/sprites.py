@@ -86,15 +86,14 @@ def _generated(shape: Map, bright: bool) -> Maps:
 
 
 def _sketch(shape: Map, bright: bool) -> Maps:
-    line = np.clip((shape - _thinned(shape, 1)) * 1.4, 0, 1)
     rows, columns = np.indices(shape.shape)
     hatch = ((rows + columns) % 4 < 2).astype(np.float32)
-    fill = shape * (0.35 + 0.45 * hatch)
-    edge = np.maximum(line, 0.55 * (_grown(shape, 1) - shape))
-    cover = np.maximum(fill, edge)
-    # A pale colour is outlined in pencil, a dark one in its own colour.
-    tint = fill * (1 - edge) + (0.0 if bright else 0.8) * edge
-    return cover, tint, 0.12 * edge if bright else 0.0 * edge
+    fill = shape * (0.4 + 0.45 * hatch)
+    if bright:  # a pale colour is outlined in pencil, and only around it, or it would be lost
+        pencil = 0.85 * np.maximum(_grown(shape, 1) - shape, 0)
+        return np.maximum(fill, pencil), np.minimum(fill, 1 - pencil), 0.12 * pencil
+    line = np.maximum(np.clip((shape - _thinned(shape, 1)) * 1.4, 0, 1), fill)
+    return line, line, np.zeros_like(shape)
 
 
 def _sticker(shape: Map, bright: bool) -> Maps:
