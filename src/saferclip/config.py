@@ -205,6 +205,10 @@ class FigureSettings(Settings):
     dpi: Positive
     palette: str = Field(description="seaborn palette; 'colorblind' is the safe choice")
     examples: Positive = Field(description="queries shown in the retrieval grid")
+    title: str | None = Field(None, description="how the data set is called; default: the run's title")
+    runs: dict[RunName, tuple[int, ...]] | None = Field(
+        None, description="methods to show, in this order, with their seeds; default: all of the run"
+    )
 
 
 class Config(Settings):
@@ -230,6 +234,9 @@ class Config(Settings):
             raise ValueError("methods must hold 'clip: {}', the untuned model every table compares with")
         if "nsfw_caps" in self.evaluation.benchmarks and self.benchmark is None:
             raise ValueError("evaluation.benchmarks names 'nsfw_caps', so the section 'benchmark' must be given")
+        for method, seeds in (self.figures.runs or {}).items():
+            if method not in self.methods or not set(seeds) <= set(self.seeds_of(method)):
+                raise ValueError(f"figures.runs names '{method}' with seeds {list(seeds)}, which this run does not have")
         return self
 
     def training(self, method: str) -> TrainingSettings:
@@ -239,6 +246,11 @@ class Config(Settings):
             tuned = ", ".join(name for name, value in self.methods.items() if value)
             raise ConfigError(f"method '{method}' is not trained; choose one of: {tuned}")
         return TrainingSettings(optimisation=self.optimisation, method=settings)
+
+    def figure_settings(self) -> FigureSettings:
+        """What figures and tables depend on: their section, with the run's title, methods and seeds filled in."""
+        runs = self.figures.runs or {method: self.seeds_of(method) for method in self.methods}
+        return self.figures.model_copy(update={"title": self.figures.title or self.title, "runs": runs})
 
     def seeds_of(self, method: str) -> tuple[int, ...]:
         """Seeds that a method is run with: an untuned one has nothing to repeat."""

@@ -1,0 +1,218 @@
+"""What is drawn and written, from which files: the one list that rules, captions and code share.
+
+Imports nothing heavy, so that the workflow can read it for every rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from saferclip.config import Config
+
+BENCHMARKS = frozenset({"test", "nsfw_caps", "gallery", "zero_shot", "drift"})
+
+RANKS = "evaluation/{method}/seed-{seed}/ranks.parquet"
+TEST = "evaluation/{method}/seed-{seed}/test.json"
+NSFW_CAPS = "evaluation/{method}/seed-{seed}/nsfw_caps.json"
+GALLERY = "evaluation/{method}/seed-{seed}/gallery.json"
+ZERO_SHOT = "evaluation/{method}/seed-{seed}/zero_shot.json"
+DRIFT = "evaluation/{method}/seed-{seed}/drift.json"
+ZERO_SHOT_SETS = ("test_sets/zero_shot.json", "test_sets/zero_shot.parquet")
+
+
+@dataclass(frozen=True)
+class Product:
+    """One figure or table.
+
+    ``inputs`` are paths below the run's folder.  ``{method}`` and ``{seed}`` stand for every
+    evaluated pair, ``{trained}`` and ``{seed}`` for every trained one, ``{untuned}`` and ``{seed}``
+    for the base model.  A file named after a benchmark is read only where the run has that
+    benchmark; those in ``needs`` cannot be done without.  Captions call the run's two sets of
+    quadruples ``{test}`` and ``{nsfw_caps}``.
+    """
+
+    title: str
+    caption: str
+    function: str
+    inputs: tuple[str, ...]
+    needs: frozenset[str] = frozenset()
+    on_request: bool = False  # its inputs come from no rule of the default run
+
+
+FIGURES: Mapping[str, Product] = {
+    "main_comparison": Product(
+        title="Redirection and utility",
+        caption="How often an unsafe caption retrieves its safe image first (left), and how well the model "
+        "still classifies without training examples (right).",
+        function="saferclip.figures.plots.main_comparison:draw",
+        inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
+        needs=frozenset({"test"}),
+    ),
+    "safety_utility": Product(
+        title="Safety against utility",
+        caption="What each method gains in redirection, and what it pays in zero-shot accuracy.",
+        function="saferclip.figures.plots.safety_utility:draw",
+        inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
+        needs=frozenset({"test", "zero_shot"}),
+    ),
+    "zero_shot_sets": Product(
+        title="Zero-shot accuracy by set",
+        caption="Zero-shot accuracy (mean per class) on each test set, methods side by side.",
+        function="saferclip.figures.plots.zero_shot_sets:draw",
+        inputs=(ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
+        needs=frozenset({"zero_shot"}),
+    ),
+    "similarity": Product(
+        title="Paired and nearest targets",
+        caption="Cosine similarity, under the frozen text encoder, of each unsafe training caption of {test} "
+        "with its paired safe caption and with the nearest safe caption of the training split.",
+        function="saferclip.figures.plots.similarity:draw",
+        inputs=("mining/neighbours.parquet",),
+    ),
+    "training_curves": Product(
+        title="Training curves",
+        caption="Training loss and validation retrieval of each trained method.",
+        function="saferclip.figures.plots.training_curves:draw",
+        inputs=("training/{trained}/seed-{seed}/steps.csv", "training/{trained}/seed-{seed}/epochs.csv"),
+    ),
+    "embedding_map": Product(
+        title="Embeddings before and after",
+        caption="Where safe and unsafe inputs of {test} lie before and after fine-tuning, on the first two "
+        "principal components of the base model's embeddings.",
+        function="saferclip.figures.plots.embedding_map:draw",
+        inputs=("evaluation/{method}/seed-{seed}/embeddings.safetensors",),
+        needs=frozenset({"test"}),
+    ),
+    "retrieval_grid": Product(
+        title="Retrieved images before and after",
+        caption="The first image that each method retrieves for unsafe captions of {test} from a gallery of all "
+        "safe and unsafe images.",
+        function="saferclip.figures.plots.retrieval_grid:draw",
+        inputs=("data/test.parquet", RANKS),
+        needs=frozenset({"test"}),
+    ),
+}
+
+TABLES: Mapping[str, Product] = {
+    "main": Product(
+        title="Main comparison",
+        caption="Redirection of unsafe captions to safe images, and zero-shot accuracy, beside the paper's numbers.",
+        function="saferclip.figures.tables.comparison:main",
+        inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
+        needs=frozenset({"test"}),
+    ),
+    "claims": Product(
+        title="Claims of the paper",
+        caption="Each claim of the paper, what this run measured for it, and whether that supports it.",
+        function="saferclip.figures.tables.claims:claims",
+        inputs=(RANKS, *ZERO_SHOT_SETS, "mining/neighbours.parquet", "benchmark/nsfw_caps.parquet"),
+        needs=frozenset({"test"}),
+    ),
+    "retrieval": Product(
+        title="Retrieval in four directions",
+        caption="Recall and share of unsafe first hits in every direction of retrieval.",
+        function="saferclip.figures.tables.comparison:retrieval",
+        inputs=(TEST, NSFW_CAPS, RANKS),
+        needs=frozenset({"test"}),
+    ),
+    "unsafe_gallery": Product(
+        title="Unsafe retrieval from a large safe gallery",
+        caption="Share of unsafe queries whose first hit is unsafe, in a gallery with ten safe items for each "
+        "unsafe one, beside the paper's numbers on real images.",
+        function="saferclip.figures.tables.comparison:unsafe_gallery",
+        inputs=(GALLERY, RANKS),
+        needs=frozenset({"gallery"}),
+    ),
+    "zero_shot": Product(
+        title="Zero-shot classification",
+        caption="Zero-shot accuracy (mean per class, prompt ensembles) on each test set and in the mean.",
+        function="saferclip.figures.tables.model:zero_shot",
+        inputs=(ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
+        needs=frozenset({"zero_shot"}),
+    ),
+    "drift": Product(
+        title="Drift of safe embeddings",
+        caption="How far fine-tuning moved the embeddings of the safe inputs of {test}.",
+        function="saferclip.figures.tables.model:drift",
+        inputs=(DRIFT,),
+        needs=frozenset({"drift"}),
+    ),
+    "safeground": Product(
+        title="SafeGround scores",
+        caption="SafeGround scores, and the share of queries that are nearer to the safe partner than to the unsafe "
+        "one.",
+        function="saferclip.figures.tables.model:safeground",
+        inputs=(TEST, NSFW_CAPS),
+        needs=frozenset({"test"}),
+    ),
+    "calibration": Product(
+        title="Calibration of the embedded world",
+        caption="What was asked of the base model before any method was run, and what it measures.",
+        function="saferclip.figures.tables.model:calibration",
+        inputs=tuple(
+            path.format(method="{untuned}", seed="{seed}") for path in (TEST, NSFW_CAPS, ZERO_SHOT, RANKS)
+        )
+        + ZERO_SHOT_SETS,
+        needs=frozenset({"test"}),
+    ),
+    "mining": Product(
+        title="Mined targets",
+        caption="Cosine similarity, under the frozen text encoder, of unsafe training captions of {test} with their "
+        "paired and their nearest safe caption.",
+        function="saferclip.figures.tables.data:mining",
+        inputs=("mining/summary.json",),
+    ),
+    "datasheet": Product(
+        title="Datasheet of the benchmark",
+        caption="How {nsfw_caps} was built: pairs in each category, what each filter rejected, similarities.",
+        function="saferclip.figures.tables.data:datasheet",
+        inputs=("benchmark/datasheet.json",),
+        needs=frozenset({"nsfw_caps"}),
+    ),
+    "learning_rates": Product(
+        title="Choice of learning rates",
+        caption="Validation score (mean R@1 of the four directions after the last epoch) of each learning rate "
+        "tried; the highest of each method is chosen.",
+        function="saferclip.figures.tables.data:learning_rates",
+        inputs=("learning_rate_selection/selection.csv",),
+        on_request=True,
+    ),
+}
+
+
+def applicable(products: Mapping[str, Product], config: Config) -> list[str]:
+    """Names of the products that a run with this configuration can and should make."""
+    trained = any(config.methods.values())
+    return [
+        name
+        for name, product in products.items()
+        if product.needs <= set(config.evaluation.benchmarks)
+        and not product.on_request
+        and (trained or not any("{trained}" in path for path in product.inputs))
+    ]
+
+
+def inputs(product: Product, config: Config) -> list[str]:
+    """The files that a product reads, relative to the run's folder, in a stable order."""
+    left_out = BENCHMARKS - set(config.evaluation.benchmarks)
+    patterns = [path for path in product.inputs if PurePosixPath(path).stem not in left_out]
+    return list(dict.fromkeys(path for pattern in patterns for path in _expand(pattern, config)))
+
+
+def _expand(pattern: str, config: Config) -> list[str]:
+    """One path for each run that the pattern speaks of."""
+    runs = config.figure_settings().runs or {}
+    groups = {
+        "{method}": list(runs),
+        "{trained}": [method for method in runs if config.methods[method]],
+        "{untuned}": [method for method in runs if not config.methods[method]],
+    }
+    for placeholder, methods in groups.items():
+        if placeholder in pattern:
+            named = [(pattern.replace(placeholder, method), method) for method in methods]
+            return [path.replace("{seed}", str(seed)) for path, method in named for seed in runs[method]]
+    return [pattern]
