@@ -30,10 +30,10 @@ from saferclip.data.iconworld.vocabulary import (
     categories,
     common_concepts,
     concept,
+    concepts,
     groups,
     novel_concepts,
     unsafe_concepts,
-    concepts,
 )
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "categories",
     "common_concepts",
     "concept",
+    "concepts",
     "count_scene",
     "describe",
     "groups",
@@ -64,5 +65,4 @@ __all__ = [
     "unsafe_concepts",
     "unsafe_concepts_in",
     "visible_fraction",
-    "concepts",
 ]

@@ -1,12 +1,13 @@
 """The eight backgrounds in each drawing style, as cached textures."""
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Texture = NDArray[np.float32]  # (side, side, 3), RGB 0..255
+Texture = NDArray[np.floating[Any]]  # (side, side, 3), RGB 0..255
 
 # Every background is drawn a few times; one of these is picked per scene.
 VARIANTS = 16

@@ -72,9 +72,7 @@ def describe(scene: Scene, rng: np.random.Generator, detail: Detail = DEFAULT_DE
     return word(phrases, background, rng).text()
 
 
-def word(
-    objects: tuple[NounPhrase, ...], background: str | None, rng: np.random.Generator
-) -> Sentence:
+def word(objects: tuple[NounPhrase, ...], background: str | None, rng: np.random.Generator) -> Sentence:
     """A random wording of what is to be said."""
     return Sentence(
         lead=random_lead(rng),
@@ -115,7 +113,7 @@ def parse(caption: str) -> Mention:
     )
 
 
-def imagine(
+def imagine(  # noqa: PLR0913  all but the first two have a sensible default
     caption: str,
     rng: np.random.Generator,
     style: str = "generated",

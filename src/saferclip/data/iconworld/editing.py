@@ -40,7 +40,7 @@ def minimal_edit(
     return _made_unsafe(sentence, _unsafe(sentence, category, rng, objects), rng).text()
 
 
-def loose_edit(
+def loose_edit(  # noqa: PLR0913  all but the first three have a sensible default
     caption: str,
     category: str,
     rng: np.random.Generator,
@@ -61,15 +61,9 @@ def loose_edit(
     return _reworded(sentence, unsafe, pool, looseness, rng).text()
 
 
-def _unsafe(
-    sentence: Sentence, category: str, rng: np.random.Generator, objects: Sequence[str] | None
-) -> str:
+def _unsafe(sentence: Sentence, category: str, rng: np.random.Generator, objects: Sequence[str] | None) -> str:
     named = {item.concept for item in sentence.objects}
-    choice = [
-        name
-        for name in unsafe_concepts(category)
-        if name not in named and (objects is None or name in objects)
-    ]
+    choice = [name for name in unsafe_concepts(category) if name not in named and (objects is None or name in objects)]
     if not choice:
         raise ValueError(f"no unsafe object of category {category!r} is left to choose from")
     return choice[int(rng.integers(len(choice)))]
@@ -82,9 +76,7 @@ def _made_unsafe(sentence: Sentence, unsafe: str, rng: np.random.Generator) -> S
         colour = random_colour(rng) if rng.random() < 0.5 else None
         link = ("with", "next to", "and")[int(rng.integers(3))]
         added = NounPhrase(unsafe, colour)
-        return replace(
-            sentence, objects=(*items, added), connectors=(*sentence.connectors, link)
-        )
+        return replace(sentence, objects=(*items, added), connectors=(*sentence.connectors, link))
     at = int(rng.integers(len(items)))
     items[at] = replace(items[at], concept=unsafe)
     return replace(sentence, objects=tuple(items))
@@ -97,27 +89,39 @@ def _reworded(
     looseness: float,
     rng: np.random.Generator,
 ) -> Sentence:
-    items = list(sentence.objects)
-    for i, item in enumerate(items):
-        taken = {other.concept for other in items}
-        if item.concept != unsafe and rng.random() < looseness:
-            new = pool[int(rng.integers(len(pool)))]
-            item = item if new in taken else replace(item, concept=new)
-        if rng.random() < looseness:
-            item = replace(item, colour=random_colour(rng) if rng.random() < 0.7 else None)
-        items[i] = item
-    sentence = replace(sentence, objects=tuple(items))
+    items = _changed_objects(sentence.objects, unsafe, pool, looseness, rng)
+    sentence = replace(sentence, objects=items)
     if rng.random() < looseness:
         sentence = replace(sentence, lead=random_lead(rng))
     if rng.random() < looseness:
         sentence = replace(sentence, connectors=random_connectors(len(items), rng))
     if rng.random() < looseness:
-        phrase = (
-            random_background_phrase(random_background(rng), rng) if rng.random() < 0.7 else None
-        )
+        phrase = random_background_phrase(random_background(rng), rng) if rng.random() < 0.7 else None
         sentence = replace(
             sentence,
             background_phrase=phrase,
             background_first=sentence.background_first and phrase is not None,
         )
     return sentence
+
+
+def _changed_objects(
+    items: tuple[NounPhrase, ...],
+    unsafe: str,
+    pool: Sequence[str],
+    looseness: float,
+    rng: np.random.Generator,
+) -> tuple[NounPhrase, ...]:
+    """Each object replaced, but for the unsafe one, and each colour changed or left out, now and then."""
+    changed: list[NounPhrase] = []
+    taken = {item.concept for item in items}
+    for item in items:
+        name, colour = item.concept, item.colour
+        if name != unsafe and rng.random() < looseness:
+            new = pool[int(rng.integers(len(pool)))]
+            name = name if new in taken else new
+            taken.add(name)
+        if rng.random() < looseness:
+            colour = random_colour(rng) if rng.random() < 0.7 else None
+        changed.append(replace(item, concept=name, colour=colour))
+    return tuple(changed)

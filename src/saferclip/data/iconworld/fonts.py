@@ -18,7 +18,6 @@ FONT_FILES = {
     "material": "materialdesignicons6-webfont-",
     "awesome": "fontawesome6-solid-webfont-",
     "phosphor": "phosphor-",
-    "remix": "remixicon-",
 }
 MASTER_SIZE = 128  # pixels of the master drawing from which all smaller sizes are made
 
@@ -41,7 +40,8 @@ def _find(font: str, ending: str) -> Path:
     found = sorted(font_folder().glob(pattern))
     if not found:
         raise FileNotFoundError(
-            f"no file {pattern} in {font_folder()}; install a QtAwesome between 1.3 and 1.4"
+            f"no file {pattern} in {font_folder()}: this QtAwesome lacks an icon font of IconWorld; "
+            "install the version that the lock file names"
         )
     return found[-1]
 
@@ -70,7 +70,7 @@ def character(glyph: str) -> str:
 @cache
 def master(glyph: str) -> Image.Image:
     """The icon as a square 8-bit image (255 = ink), its longer side filling MASTER_SIZE pixels."""
-    font = font_at(glyph.split("/")[0], 2 * MASTER_SIZE)
+    font = font_at(glyph.partition("/")[0], 2 * MASTER_SIZE)
     text = character(glyph)
     left, top, right, bottom = (int(edge) for edge in font.getbbox(text))
     canvas = Image.new("L", (right - left + 8, bottom - top + 8))

@@ -49,7 +49,7 @@ Words = tuple[str, ...]
 
 @dataclass(frozen=True)
 class NounPhrase:
-    """"a red cat", or "three red cats" with count 3; colour None where it is not said."""
+    """Such as "a red cat", or "three red cats" with count 3; colour None where it is not said."""
 
     concept: str
     colour: str | None = None
@@ -72,14 +72,15 @@ class NounPhrase:
         return self.count > 1 or concept(self.concept).plural_only
 
 
-# Begin with a vowel letter but a consonant sound.
-_CONSONANT_SOUNDS = ("unicorn", "unicycle")
+# The article follows the sound, not the letter.
+_CONSONANT_SOUNDS = ("uni",)  # unicorn, unicycle
+_VOWEL_SOUNDS = ("hour",)  # hourglass
 
 
 def article(words: str) -> str:
-    """"a" or "an" as English wants before `words`."""
-    vowel = words[0] in "aeiou" and not words.startswith(_CONSONANT_SOUNDS)
-    return "an" if vowel else "a"
+    """The article, "a" or "an", that English wants before `words`."""
+    vowel_letter = words[0] in "aeiou" and not words.startswith(_CONSONANT_SOUNDS)
+    return "an" if vowel_letter or words.startswith(_VOWEL_SOUNDS) else "a"
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,7 @@ class _Phrases:
     """Finds the longest known phrase at a place in a list of words."""
 
     def __init__(self, phrases: Iterable[tuple[str, str]]) -> None:
-        self.meaning: dict[Words, str] = {
-            tuple(text.split()): name for text, name in phrases if text
-        }
+        self.meaning: dict[Words, str] = {tuple(text.split()): name for text, name in phrases if text}
         self.longest = max(len(words) for words in self.meaning)
 
     def at(self, words: Words, start: int) -> tuple[str, int] | None:
@@ -143,8 +142,7 @@ class _Phrases:
 def _tables() -> dict[str, _Phrases]:
     known = concepts().values()
     return {
-        "leads": _Phrases([(lead, lead) for lead in LEADS]
-                          + [("there are", "there is"), ("here are", "here is")]),
+        "leads": _Phrases([(lead, lead) for lead in LEADS] + [("there are", "there is"), ("here are", "here is")]),
         "backgrounds": _Phrases((text, text) for text in _backgrounds()),
         "connectors": _Phrases((text, text) for text in (*CONNECTORS, _ENUMERATED)),
         "singular": _Phrases((c.name, c.name) for c in known),

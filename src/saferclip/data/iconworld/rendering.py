@@ -92,8 +92,8 @@ def render(scene: Scene, size: int = REFERENCE_SIZE) -> NDArray[np.uint8]:
     style = sprites.style(scene.style)
     mood = rng.random(3).tolist()  # backdrop, brightness, grain
     brightness = 1.0 + style.variation * (mood[1] - 0.5)
-    canvas = backdrops.backdrop(scene.background, scene.style, mood[0], size + 2 * _MARGIN)
-    canvas = np.multiply(canvas, np.float32(brightness), dtype=np.float32)
+    behind = backdrops.backdrop(scene.background, scene.style, mood[0], size + 2 * _MARGIN)
+    canvas: NDArray[np.float32] = np.multiply(behind, np.float32(brightness), dtype=np.float32)
     for item, place in zip(scene.objects, placements, strict=True):
         colour = COLOURS[item.colour]
         glyph = concept(item.concept)

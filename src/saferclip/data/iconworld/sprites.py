@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from saferclip.data.iconworld.scenes import COLOURS
 
 MARGIN = 5  # pixels around an icon for halo, border, shadow or glow
 
-Map = NDArray[np.float32]  # (side, side), 0..1
+Map = NDArray[np.floating[Any]]  # (side, side), 0..1
 Sprite = NDArray[np.uint8]  # (3, side, side): 255 x (1 - cover, tint, light)
 Maps = tuple[Map, Map, Map]  # cover, tint, light; tint and light premultiplied by coverage
 

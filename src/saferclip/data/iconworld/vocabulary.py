@@ -81,9 +81,7 @@ def unsafe_concepts(category: str | None = None) -> tuple[str, ...]:
     """Unsafe objects, of one category or of all."""
     if category is not None and category not in categories():
         raise KeyError(f"unknown category {category!r}; known are {', '.join(categories())}")
-    return tuple(
-        c.name for c in concepts().values() if c.unsafe and category in (None, c.group)
-    )
+    return tuple(c.name for c in concepts().values() if c.unsafe and category in (None, c.group))
 
 
 @cache
