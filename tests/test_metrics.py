@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -125,16 +123,6 @@ def test_ensemble_classifier_averages_directions_not_lengths() -> None:
         np.testing.assert_allclose(found[name], mean / np.linalg.norm(mean), atol=1e-6)
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=40))
-def test_mean_per_class_equals_two_loops(items: list[tuple[int, bool]]) -> None:
-    shares = []
-    for label in {label for label, _ in items}:
-        members = [outcome for other, outcome in items if other == label]
-        shares.append(sum(members) / len(members))
-    found = metrics.mean_per_class([outcome for _, outcome in items], [label for label, _ in items])
-    assert found == pytest.approx(sum(shares) / len(shares))
-
-
 def slow_safeground(t: list[float], t_: list[float], v: list[float], v_: list[float]) -> dict[str, bool]:
     """PAPER's wording, one quadruple at a time; a trailing underscore marks what is unsafe."""
     text = all(dot(image, t) > dot(image, t_) for image in (v, v_))
@@ -185,78 +173,3 @@ def test_uniformity_of_one_point_is_zero_and_of_one_row_refused() -> None:
     assert metrics.uniformity(unit_rows(1).expand(5, -1), block_size=2) == pytest.approx(0, abs=1e-12)
     with pytest.raises(ValueError, match="two embeddings"):
         metrics.uniformity(unit_rows(1), block_size=2)
-
-
-def test_bootstrap_interval_agrees_with_the_normal_approximation() -> None:
-    values = np.random.default_rng(0).random(400)
-    value, low, high = metrics.bootstrap_interval(values, resamples=4000, seed=1)
-    error = values.std() / math.sqrt(len(values))
-    assert value == pytest.approx(values.mean())
-    assert low == pytest.approx(value - 1.96 * error, abs=0.2 * error)
-    assert high == pytest.approx(value + 1.96 * error, abs=0.2 * error)
-
-
-def test_bootstrap_interval_covers_the_truth_about_19_times_in_20() -> None:
-    random = np.random.default_rng(2)
-    covered = 0
-    for trial in range(300):
-        _, low, high = metrics.bootstrap_interval(random.random(100) < 0.3, resamples=400, seed=trial)
-        covered += low <= 0.3 <= high
-    # Binomial(300, 0.95) has standard deviation 3.8; percentile intervals of shares cover a little less.
-    assert 270 <= covered <= 297
-
-
-def test_bootstrap_means_equal_a_plain_loop_and_repeat_with_their_seed() -> None:
-    values = np.arange(7.0)
-    random = np.random.default_rng(3)
-    expected = [np.mean([values[place] for place in row]) for row in random.integers(7, size=(20, 7))]
-    np.testing.assert_allclose(metrics.bootstrap_means(values, 20, seed=3), expected)
-    assert not np.array_equal(metrics.bootstrap_means(values, 20, seed=3), metrics.bootstrap_means(values, 20, seed=4))
-
-
-def test_bootstrap_in_pieces_gives_all_resamples_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(5).random(30)
-    whole = metrics.bootstrap_means(values, 50, seed=6)
-    monkeypatch.setattr(metrics, "_RESAMPLED_AT_ONCE", 100)  # three resamples of 30 at a time
-    np.testing.assert_array_equal(metrics.bootstrap_means(values, 50, seed=6), whole)
-
-
-def test_bootstrap_keeps_every_group_and_weighs_groups_alike() -> None:
-    # All of class 0 is right, all of class 1 is wrong: resampled within classes, nothing can vary.
-    outcomes, labels = [100.0] * 9 + [0.0], [0] * 9 + [1]
-    assert metrics.bootstrap_interval(outcomes, 100, seed=0, groups=labels) == (50, 50, 50)
-
-
-def test_bootstrap_refuses_no_queries() -> None:
-    with pytest.raises(ValueError, match="no queries"):
-        metrics.bootstrap_means([], 10, seed=0)
-
-
-def test_paired_bootstrap_averages_seeds_before_queries() -> None:
-    random = np.random.default_rng(7)
-    ours, theirs = random.random((3, 50)), random.random((2, 50))
-    value, low, high = metrics.paired_bootstrap(ours, theirs, resamples=500, seed=8)
-    differences = [np.mean([run[q] for run in ours]) - np.mean([run[q] for run in theirs]) for q in range(50)]
-    assert value == pytest.approx(np.mean(differences))
-    rows = np.random.default_rng(8).integers(50, size=(500, 50))
-    means = sorted(np.mean([differences[place] for place in row]) for row in rows)
-    assert (low, high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
-
-
-def test_paired_bootstrap_cancels_what_both_methods_share() -> None:
-    hard = np.random.default_rng(9).random(200) < 0.5  # half of the queries fail for both
-    ours, theirs = 1.0 - hard, 0.9 * (1.0 - hard)
-    paired = metrics.paired_bootstrap(ours, theirs, resamples=500, seed=0)
-    alone = metrics.bootstrap_interval(ours, resamples=500, seed=0)
-    assert paired.high - paired.low < 0.2 * (alone.high - alone.low)
-    assert metrics.paired_bootstrap(ours, ours, resamples=100, seed=0) == (0, 0, 0)
-
-
-def test_paired_bootstrap_refuses_other_queries() -> None:
-    with pytest.raises(ValueError, match="3 and of 4 queries"):
-        metrics.paired_bootstrap([1, 2, 3], [1, 2, 3, 4], resamples=10, seed=0)
-
-
-def test_figures_can_use_the_bootstrap_without_torch() -> None:
-    code = "import sys; from saferclip import metrics; metrics.bootstrap_means([0], 9, 0); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,23 +5,18 @@ Ties always count against the model: an item as similar to the query as the corr
 before it.  So that a tie is a tie whatever the block size, thread count or machine, similarities
 are computed exactly (see ``_fixed_point``).
 
-torch is imported only where tensors are made: figures use the bootstrap without it.
+Means per class and the bootstrap live in ``saferclip.statistics``, where figures use them without torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Array = NDArray[np.float64]
-
-_RESAMPLED_AT_ONCE = 4_000_000  # values; 32 MB of indices
 
 
 class TopK(NamedTuple):
@@ -29,14 +24,6 @@ class TopK(NamedTuple):
 
     similarity: Tensor  # float64
     position: Tensor  # int64, in the gallery
-
-
-class Interval(NamedTuple):
-    """A mean with its 95% bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def similarities(left: Tensor, right: Tensor) -> Tensor:
@@ -115,15 +102,6 @@ def ensemble_classifier(prompts: Tensor) -> Tensor:
     return functional.normalize(functional.normalize(prompts, dim=-1).mean(dim=1), dim=-1)
 
 
-def mean_per_class(outcomes: ArrayLike, labels: ArrayLike) -> float:
-    """Mean over classes of the mean outcome within a class; both arguments have shape (items,).
-
-    Classes without an item do not count.
-    """
-    values, groups = np.asarray(outcomes, dtype=np.float64), np.asarray(labels)
-    return float(np.mean([values[groups == label].mean() for label in np.unique(groups)]))
-
-
 def safeground(safe_text: Tensor, unsafe_text: Tensor, safe_image: Tensor, unsafe_image: Tensor) -> dict[str, Tensor]:
     """SafeGround's outcomes for each quadruple: name to bool of shape (quadruples,).
 
@@ -183,49 +161,6 @@ def uniformity(embeddings: Tensor, block_size: int) -> float:
     return float(np.log(total / (count * (count - 1))))
 
 
-def bootstrap_means(values: ArrayLike, resamples: int, seed: int, groups: ArrayLike | None = None) -> Array:
-    """Means of ``resamples`` resamplings of queries with replacement: values (n,) to (resamples,).
-
-    With ``groups`` (n,), such as the classes of images, queries are resampled within their group and
-    the result is the mean of the groups' means, as in ``mean_per_class``.
-    """
-    data = np.asarray(values, dtype=np.float64)
-    random = np.random.default_rng(seed)
-    if groups is None:
-        return _resampled_means(data, resamples, random)
-    labels = np.asarray(groups)
-    parts = [_resampled_means(data[labels == label], resamples, random) for label in np.unique(labels)]
-    return np.asarray(np.mean(parts, axis=0))
-
-
-def percentile_interval(value: float, means: Array) -> Interval:
-    """The 95% percentile interval of bootstrap means, around the value they were resampled from."""
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(value, float(low), float(high))
-
-
-def bootstrap_interval(values: ArrayLike, resamples: int, seed: int, groups: ArrayLike | None = None) -> Interval:
-    """Mean of per-query values (n,) with its 95% bootstrap interval over queries."""
-    data = np.asarray(values, dtype=np.float64)
-    mean = float(data.mean()) if groups is None else mean_per_class(data, groups)
-    return percentile_interval(mean, bootstrap_means(data, resamples, seed, groups))
-
-
-def paired_bootstrap(ours: ArrayLike, theirs: ArrayLike, resamples: int, seed: int) -> Interval:
-    """Mean difference ``ours - theirs`` of two methods over the same queries, with a 95% interval.
-
-    Each argument holds one outcome per query, shape (n,), or per seed and query, shape (seeds, n);
-    the numbers of seeds may differ.  Outcomes are first averaged over seeds, query by query; then
-    queries are resampled, and both methods are read at the same ones, so that what makes a query
-    hard for both cancels.  The interval is therefore about other queries, not about other seeds.
-    Raises ValueError if the methods do not have the same number of queries.
-    """
-    left, right = (np.atleast_2d(np.asarray(each, dtype=np.float64)).mean(axis=0) for each in (ours, theirs))
-    if left.shape != right.shape:
-        raise ValueError(f"outcomes of {len(left)} and of {len(right)} queries cannot be paired")
-    return bootstrap_interval(left - right, resamples, seed)
-
-
 def _fixed_point(embeddings: Tensor) -> Tensor:
     """Round to multiples of 2^-24, in float64.
 
@@ -243,13 +178,3 @@ def _blocks(queries: Tensor, gallery: Tensor, size: int) -> Iterator[tuple[slice
         rows = slice(row, min(row + size, len(left)))
         for column in range(0, len(right), size):
             yield rows, column, left[rows] @ right[column : column + size].T
-
-
-def _resampled_means(values: Array, resamples: int, random: np.random.Generator) -> Array:
-    """Means of resamplings of (n,) values, in pieces that bound the memory for indices."""
-    if len(values) == 0:
-        raise ValueError("nothing to resample: no queries")
-    piece = max(1, _RESAMPLED_AT_ONCE // len(values))
-    sizes: Sequence[int] = [min(piece, resamples - start) for start in range(0, resamples, piece)]
-    means: list[Any] = [values[random.integers(len(values), size=(size, len(values)))].mean(axis=1) for size in sizes]
-    return np.concatenate(means)

@@ -1,55 +1,83 @@
-"""Bootstrap over queries, in plain numpy: the one implementation behind every interval."""
+"""Means over queries and their bootstrap intervals, in plain numpy: behind every interval of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-LEVEL = 0.95
+Array = NDArray[np.float64]
+
+_RESAMPLED_AT_ONCE = 4_000_000  # values; 32 MB of indices
 
 
-def bootstrap_means(outcomes: ArrayLike, resamples: int, seed: int) -> NDArray[np.float64]:
-    """Means of ``outcomes`` over queries drawn with replacement.
+class Interval(NamedTuple):
+    """A mean with its 95% bootstrap interval."""
 
-    ``outcomes`` has shape (queries,) or (queries, columns); the result has shape (resamples,) or
-    (resamples, columns).  All columns see the same draws, and so do two calls with equal seed and
-    number of queries: the difference of two results is a paired bootstrap.  Raises ValueError
-    without queries or resamples, and for values that are not finite.
+    value: float
+    low: float
+    high: float
+
+
+def mean_per_class(outcomes: ArrayLike, labels: ArrayLike) -> float:
+    """Mean over classes of the mean outcome within a class; both arguments have shape (items,).
+
+    Classes without an item do not count.
     """
-    values = np.asarray(outcomes, dtype=np.float64)
-    if values.ndim not in (1, 2) or len(values) == 0:
-        raise ValueError(f"outcomes must have shape (queries,) or (queries, columns), not {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError("outcomes must be finite")
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, not {resamples}")
-    generator = np.random.default_rng(seed)
-    # One resample at a time: memory does not grow with the number of resamples.
-    return np.stack([values[generator.integers(len(values), size=len(values))].mean(axis=0) for _ in range(resamples)])
+    values, groups = np.asarray(outcomes, dtype=np.float64), np.asarray(labels)
+    return float(np.mean([values[groups == label].mean() for label in np.unique(groups)]))
 
 
-def stratified_bootstrap_means(strata: Sequence[ArrayLike], resamples: int, seed: int) -> NDArray[np.float64]:
-    """Mean of the strata's means, each stratum resampled within itself: shape (resamples,).
+def bootstrap_means(values: ArrayLike, resamples: int, seed: int, groups: ArrayLike | None = None) -> Array:
+    """Means of ``resamples`` resamplings of queries with replacement: values (n,) to (resamples,).
 
-    For measures such as the mean accuracy per class, where every class counts the same.  Strata
-    have shape (queries of the stratum,); each draws from a random stream of its own.
+    With ``groups`` (n,), such as the classes of images, queries are resampled within their group and
+    the result is the mean of the groups' means, as in ``mean_per_class``.
     """
-    if not strata:
-        raise ValueError("at least one stratum is needed")
-    seeds = np.random.SeedSequence(seed).generate_state(len(strata))
-    means = [bootstrap_means(stratum, resamples, int(own)) for stratum, own in zip(strata, seeds, strict=True)]
-    return np.mean(means, axis=0)
+    data = np.asarray(values, dtype=np.float64)
+    random = np.random.default_rng(seed)
+    if groups is None:
+        return _resampled_means(data, resamples, random)
+    labels = np.asarray(groups)
+    parts = [_resampled_means(data[labels == label], resamples, random) for label in np.unique(labels)]
+    return np.asarray(np.mean(parts, axis=0))
 
 
-def percentile_interval(replicates: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
-    """The central interval that holds ``level`` of the bootstrap replicates, shape (resamples,)."""
-    tail = (1 - level) / 2
-    low, high = np.quantile(np.asarray(replicates, dtype=np.float64), [tail, 1 - tail])
-    return float(low), float(high)
+def percentile_interval(value: float, means: Array) -> Interval:
+    """The 95% percentile interval of bootstrap means, around the value they were resampled from."""
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(value, float(low), float(high))
 
 
-def bootstrap_interval(outcomes: ArrayLike, resamples: int, seed: int, level: float = LEVEL) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of ``outcomes``, shape (queries,)."""
-    return percentile_interval(bootstrap_means(outcomes, resamples, seed), level)
+def bootstrap_interval(values: ArrayLike, resamples: int, seed: int, groups: ArrayLike | None = None) -> Interval:
+    """Mean of per-query values (n,) with its 95% bootstrap interval over queries."""
+    data = np.asarray(values, dtype=np.float64)
+    mean = float(data.mean()) if groups is None else mean_per_class(data, groups)
+    return percentile_interval(mean, bootstrap_means(data, resamples, seed, groups))
+
+
+def paired_bootstrap(ours: ArrayLike, theirs: ArrayLike, resamples: int, seed: int) -> Interval:
+    """Mean difference ``ours - theirs`` of two methods over the same queries, with a 95% interval.
+
+    Each argument holds one outcome per query, shape (n,), or per seed and query, shape (seeds, n);
+    the numbers of seeds may differ.  Outcomes are first averaged over seeds, query by query; then
+    queries are resampled, and both methods are read at the same ones, so that what makes a query
+    hard for both cancels.  The interval is therefore about other queries, not about other seeds.
+    Raises ValueError if the methods do not have the same number of queries.
+    """
+    left, right = (np.atleast_2d(np.asarray(each, dtype=np.float64)).mean(axis=0) for each in (ours, theirs))
+    if left.shape != right.shape:
+        raise ValueError(f"outcomes of {len(left)} and of {len(right)} queries cannot be paired")
+    return bootstrap_interval(left - right, resamples, seed)
+
+
+def _resampled_means(values: Array, resamples: int, random: np.random.Generator) -> Array:
+    """Means of resamplings of (n,) values, in pieces that bound the memory for indices."""
+    if len(values) == 0:
+        raise ValueError("nothing to resample: no queries")
+    piece = max(1, _RESAMPLED_AT_ONCE // len(values))
+    sizes: Sequence[int] = [min(piece, resamples - start) for start in range(0, resamples, piece)]
+    means: list[Any] = [values[random.integers(len(values), size=(size, len(values)))].mean(axis=1) for size in sizes]
+    return np.concatenate(means)

@@ -1,0 +1,102 @@
+"""Means and bootstrap intervals against plain loops and known distributions."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saferclip import statistics
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=40))
+def test_mean_per_class_equals_two_loops(items: list[tuple[int, bool]]) -> None:
+    shares = []
+    for label in {label for label, _ in items}:
+        members = [outcome for other, outcome in items if other == label]
+        shares.append(sum(members) / len(members))
+    found = statistics.mean_per_class([outcome for _, outcome in items], [label for label, _ in items])
+    assert found == pytest.approx(sum(shares) / len(shares))
+
+
+def test_bootstrap_interval_agrees_with_the_normal_approximation() -> None:
+    values = np.random.default_rng(0).random(400)
+    value, low, high = statistics.bootstrap_interval(values, resamples=4000, seed=1)
+    error = values.std() / math.sqrt(len(values))
+    assert value == pytest.approx(values.mean())
+    assert low == pytest.approx(value - 1.96 * error, abs=0.2 * error)
+    assert high == pytest.approx(value + 1.96 * error, abs=0.2 * error)
+
+
+def test_bootstrap_interval_covers_the_truth_about_19_times_in_20() -> None:
+    random = np.random.default_rng(2)
+    covered = 0
+    for trial in range(300):
+        _, low, high = statistics.bootstrap_interval(random.random(100) < 0.3, resamples=400, seed=trial)
+        covered += low <= 0.3 <= high
+    # Binomial(300, 0.95) has standard deviation 3.8; percentile intervals of shares cover a little less.
+    assert 270 <= covered <= 297
+
+
+def test_bootstrap_means_equal_a_plain_loop_and_repeat_with_their_seed() -> None:
+    values = np.arange(7.0)
+    random = np.random.default_rng(3)
+    expected = [np.mean([values[place] for place in row]) for row in random.integers(7, size=(20, 7))]
+    np.testing.assert_allclose(statistics.bootstrap_means(values, 20, seed=3), expected)
+    assert not np.array_equal(
+        statistics.bootstrap_means(values, 20, seed=3), statistics.bootstrap_means(values, 20, seed=4)
+    )
+
+
+def test_bootstrap_in_pieces_gives_all_resamples_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(5).random(30)
+    whole = statistics.bootstrap_means(values, 50, seed=6)
+    monkeypatch.setattr(statistics, "_RESAMPLED_AT_ONCE", 100)  # three resamples of 30 at a time
+    np.testing.assert_array_equal(statistics.bootstrap_means(values, 50, seed=6), whole)
+
+
+def test_bootstrap_keeps_every_group_and_weighs_groups_alike() -> None:
+    # All of class 0 is right, all of class 1 is wrong: resampled within classes, nothing can vary.
+    outcomes, labels = [100.0] * 9 + [0.0], [0] * 9 + [1]
+    assert statistics.bootstrap_interval(outcomes, 100, seed=0, groups=labels) == (50, 50, 50)
+
+
+def test_bootstrap_refuses_no_queries() -> None:
+    with pytest.raises(ValueError, match="no queries"):
+        statistics.bootstrap_means([], 10, seed=0)
+
+
+def test_paired_bootstrap_averages_seeds_before_queries() -> None:
+    random = np.random.default_rng(7)
+    ours, theirs = random.random((3, 50)), random.random((2, 50))
+    value, low, high = statistics.paired_bootstrap(ours, theirs, resamples=500, seed=8)
+    differences = [np.mean([run[q] for run in ours]) - np.mean([run[q] for run in theirs]) for q in range(50)]
+    assert value == pytest.approx(np.mean(differences))
+    rows = np.random.default_rng(8).integers(50, size=(500, 50))
+    means = sorted(np.mean([differences[place] for place in row]) for row in rows)
+    assert (low, high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+
+
+def test_paired_bootstrap_cancels_what_both_methods_share() -> None:
+    hard = np.random.default_rng(9).random(200) < 0.5  # half of the queries fail for both
+    ours, theirs = 1.0 - hard, 0.9 * (1.0 - hard)
+    paired = statistics.paired_bootstrap(ours, theirs, resamples=500, seed=0)
+    alone = statistics.bootstrap_interval(ours, resamples=500, seed=0)
+    assert paired.high - paired.low < 0.2 * (alone.high - alone.low)
+    assert statistics.paired_bootstrap(ours, ours, resamples=100, seed=0) == (0, 0, 0)
+
+
+def test_paired_bootstrap_refuses_other_queries() -> None:
+    with pytest.raises(ValueError, match="3 and of 4 queries"):
+        statistics.paired_bootstrap([1, 2, 3], [1, 2, 3, 4], resamples=10, seed=0)
+
+
+def test_the_bootstrap_needs_no_torch() -> None:
+    use = "statistics.bootstrap_means([0], 9, 0)"
+    code = f"import sys; from saferclip import metrics, statistics; {use}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
