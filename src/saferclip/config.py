@@ -234,9 +234,17 @@ class Config(Settings):
             raise ValueError("methods must hold 'clip: {}', the untuned model every table compares with")
         if "nsfw_caps" in self.evaluation.benchmarks and self.benchmark is None:
             raise ValueError("evaluation.benchmarks names 'nsfw_caps', so the section 'benchmark' must be given")
+        embedded_only = {"nsfw_caps", "gallery", "zero_shot"} & set(self.evaluation.benchmarks)
+        if self.data.source != "embedded" and embedded_only:
+            raise ValueError(
+                f"evaluation.benchmarks names {sorted(embedded_only)}, which are drawn by the embedded world; "
+                f"leave them out where data.source is '{self.data.source}'"
+            )
         for method, seeds in (self.figures.runs or {}).items():
             if method not in self.methods or not set(seeds) <= set(self.seeds_of(method)):
-                raise ValueError(f"figures.runs names '{method}' with seeds {list(seeds)}, which this run does not have")
+                raise ValueError(
+                    f"figures.runs names '{method}' with seeds {list(seeds)}, which this run does not have"
+                )
         return self
 
     def training(self, method: str) -> TrainingSettings:
@@ -251,6 +259,34 @@ class Config(Settings):
         """What figures and tables depend on: their section, with the run's title, methods and seeds filled in."""
         runs = self.figures.runs or {method: self.seeds_of(method) for method in self.methods}
         return self.figures.model_copy(update={"title": self.figures.title or self.title, "runs": runs})
+
+    def settings_of(self, step: str, method: str | None = None) -> str:
+        """The settings of one step as JSON, in one form whatever the file's notation was.
+
+        Raises ConfigError for a step that does not exist or that this run does not have.
+        """
+        embedded = self.data.embedded
+        sections: dict[str, Settings | None] = {
+            "data": self.data,
+            "test_sets": embedded,
+            "base_model_training": self.base_model_training,
+            "base_model": self.base_model,
+            "benchmark": self.benchmark,
+            "scene_detail": embedded.detail if embedded else None,
+            "embedding": self.mining,
+            "mining": self.mining,
+            "training": self.training(method) if method else None,
+            "evaluation": self.evaluation,
+            "figure": self.figure_settings(),
+            "table": self.figure_settings(),
+        }
+        if step not in sections:
+            raise ConfigError(f"there is no step '{step}'; choose one of: {', '.join(sections)}")
+        section = sections[step]
+        if section is None:
+            missing = "name a method" if step == "training" else f"'{self.name}' has no settings for it"
+            raise ConfigError(f"step '{step}': {missing}")
+        return json.dumps(section.model_dump(mode="json"), sort_keys=True)
 
     def seeds_of(self, method: str) -> tuple[int, ...]:
         """Seeds that a method is run with: an untuned one has nothing to repeat."""

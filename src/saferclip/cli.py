@@ -1,0 +1,320 @@
+"""One subcommand for each step of the workflow; the same commands that rules call.
+
+    saferclip settings mining --config config/mini.yaml    # what a step is given
+    saferclip mining --settings "$(...)" --train ... --output ...
+
+Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from saferclip.config import Settings
+
+SectionT = TypeVar("SectionT", bound="Settings")
+Command = Callable[..., Any]
+
+FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
+NEW = click.Path(path_type=Path)
+
+
+class Steps(click.Group):
+    """Reports what a user can mend as one line, not as a traceback; lists commands in workflow order."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if not _mendable(error):
+                raise
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
+
+
+def _mendable(error: Exception) -> bool:
+    from saferclip.config import ConfigError
+    from saferclip.io import DataError
+
+    return isinstance(error, (ConfigError, DataError, OSError))
+
+
+@click.group(cls=Steps, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="saferclip")
+def main() -> None:
+    """Make CLIP safe, keep what it knew: SaFeR-CLIP step by step.
+
+    Each command is one step of the workflow, which runs them all: snakemake --cores all
+    """
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+
+
+def _settings(command: Command) -> Command:
+    text = "the step's settings as JSON; `saferclip settings` prints them"
+    return click.option("--settings", required=True, metavar="JSON", help=text)(command)
+
+
+def _output(command: Command) -> Command:
+    return click.option("--output", type=NEW, required=True, help="where results are written")(command)
+
+
+def _option(name: str, kind: click.Path, text: str) -> Callable[[Command], Command]:
+    return click.option(name, type=kind, required=True, help=text)
+
+
+def _threads(command: Command) -> Command:
+    return click.option(
+        "--threads", type=click.IntRange(min=1), callback=_limit_threads, expose_value=False, help="processor threads"
+    )(command)
+
+
+def _limit_threads(_context: click.Context, _parameter: click.Parameter, value: int | None) -> None:
+    if value is None:
+        return
+    # Read by OpenMP when torch is first imported, so before anything imports it.
+    os.environ["OMP_NUM_THREADS"] = str(value)
+    import torch
+
+    torch.set_num_threads(value)
+
+
+def _parse(section: type[SectionT], text: str) -> SectionT:
+    from saferclip.config import parse_settings
+
+    return parse_settings(section, text)
+
+
+def _pairs(values: Iterable[str], option: str) -> dict[str, Path]:
+    """Turn ``name=path`` options into a mapping."""
+    pairs = {}
+    for value in values:
+        name, separator, path = value.partition("=")
+        if not separator or not name or not path:
+            raise click.BadParameter(f"'{value}': write name=path", param_hint=option)
+        pairs[name] = Path(path)
+    return pairs
+
+
+@main.command()
+@_settings
+@_output
+def data(settings: str, output: Path) -> None:
+    """Make the quadruples: train, validation and test tables."""
+    from saferclip.config import DataSettings
+    from saferclip.data import build
+
+    build.build(_parse(DataSettings, settings), output)
+
+
+@main.command("test-sets")
+@_settings
+@_output
+def test_sets(settings: str, output: Path) -> None:
+    """Make the gallery and the zero-shot sets of the embedded world."""
+    from saferclip.config import EmbeddedData
+    from saferclip.data import test_sets
+
+    test_sets.build(_parse(EmbeddedData, settings), output)
+
+
+@main.command("base-model-training")
+@_settings
+@_output
+@_threads
+def base_model_training(settings: str, output: Path) -> None:
+    """Train the mini scale's base model anew (the default run fetches it)."""
+    from saferclip.base_model import training
+    from saferclip.config import BaseModelTrainingSettings
+
+    training.train(_parse(BaseModelTrainingSettings, settings), output)
+
+
+@main.command("base-model")
+@_settings
+@_output
+def base_model(settings: str, output: Path) -> None:
+    """Fetch the CLIP that is fine-tuned."""
+    from saferclip.base_model import fetch
+    from saferclip.config import BaseModelSettings
+
+    fetch.fetch(_parse(BaseModelSettings, settings), output)
+
+
+@main.command()
+@_settings
+@click.option("--detail", required=True, metavar="JSON", help="how much captions say, as JSON")
+@_option("--base-model", FOLDER, "model folder")
+@_option("--data", FOLDER, "folder of the quadruple tables")
+@_output
+@_threads
+def benchmark(settings: str, detail: str, base_model: Path, data: Path, output: Path) -> None:
+    """Build the NSFW-Caps benchmark."""
+    from saferclip.benchmark import build
+    from saferclip.config import BenchmarkSettings, SceneDetail
+
+    build.build(_parse(BenchmarkSettings, settings), _parse(SceneDetail, detail), base_model, data, output)
+
+
+@main.command()
+@_settings
+@_option("--base-model", FOLDER, "model folder")
+@_option("--train", FILE, "training quadruples")
+@_option("--validation", FILE, "validation quadruples")
+@_output
+@_threads
+def embedding(settings: str, base_model: Path, train: Path, validation: Path, output: Path) -> None:
+    """Embed all quadruples with the frozen base model, once."""
+    from saferclip.config import MiningSettings
+    from saferclip.mining import embedding
+
+    embedding.embed(_parse(MiningSettings, settings), base_model, train, validation, output)
+
+
+@main.command()
+@_settings
+@_option("--train", FILE, "training quadruples")
+@_option("--embeddings", FILE, "frozen embeddings")
+@_output
+@_threads
+def mining(settings: str, train: Path, embeddings: Path, output: Path) -> None:
+    """Find the nearest safe caption of each unsafe one."""
+    from saferclip.config import MiningSettings
+    from saferclip.mining import nearest
+
+    nearest.mine(_parse(MiningSettings, settings), train, embeddings, output)
+
+
+@main.command()
+@_settings
+@click.option("--seed", type=int, required=True)
+@_option("--base-model", FOLDER, "model folder")
+@_option("--train", FILE, "training quadruples")
+@_option("--validation", FILE, "validation quadruples")
+@_option("--embeddings", FILE, "frozen embeddings")
+@_option("--neighbours", FILE, "mined targets")
+@_output
+@_option("--state", NEW, "folder from which an interrupted run goes on")
+@_threads
+def training(settings: str, output: Path, **inputs: Any) -> None:
+    """Fine-tune the base model by one method, with one seed."""
+    from saferclip.config import TrainingSettings
+    from saferclip.training import train
+
+    train.train(_parse(TrainingSettings, settings), output=output, **inputs)
+
+
+@main.command("learning-rate-selection")
+@click.option(
+    "--run", "runs", multiple=True, required=True, metavar="METHOD/RATE=CSV", help="a run's epochs.csv; repeatable"
+)
+@_output
+def learning_rate_selection(runs: tuple[str, ...], output: Path) -> None:
+    """Choose each method's learning rate by its validation score."""
+    from saferclip.training import selection
+
+    scores: dict[str, dict[float, Path]] = {}
+    for name, path in _pairs(runs, "--run").items():
+        method, _, rate = name.rpartition("/")
+        try:
+            scores.setdefault(method, {})[float(rate)] = path
+        except ValueError as error:
+            raise click.BadParameter(f"'{name}': write METHOD/RATE=CSV", param_hint="--run") from error
+    selection.select(scores, output)
+
+
+@main.command()
+@_settings
+@click.option("--method", required=True)
+@click.option("--seed", type=int, required=True)
+@_option("--model", FOLDER, "folder of the model to evaluate")
+@_option("--base-model", FOLDER, "folder of the untuned model")
+@click.option(
+    "--file",
+    "files",
+    multiple=True,
+    required=True,
+    metavar="BENCHMARK=FILE",
+    help="a benchmark's table; repeatable",
+)
+@_output
+@_threads
+def evaluation(
+    settings: str, method: str, seed: int, model: Path, base_model: Path, files: tuple[str, ...], output: Path
+) -> None:
+    """Evaluate one model on every benchmark."""
+    from saferclip.config import EvaluationSettings
+    from saferclip.evaluation import evaluate
+
+    section = _parse(EvaluationSettings, settings)
+    evaluate.evaluate(section, method, seed, model, base_model, _pairs(files, "--file"), output)
+
+
+def _product(command: Command) -> Command:
+    for decorate in (
+        _option("--output", NEW, "path of the files without their endings"),
+        _option("--run", FOLDER, "the run's folder, results/<name>"),
+        _settings,
+        click.argument("name"),
+    ):
+        command = decorate(command)
+    return command
+
+
+@main.command()
+@_product
+def figure(name: str, settings: str, run: Path, output: Path) -> None:
+    """Draw one figure."""
+    from saferclip.config import FigureSettings
+    from saferclip.figures import figure
+
+    figure.draw(name, _parse(FigureSettings, settings), run, output)
+
+
+@main.command()
+@_product
+def table(name: str, settings: str, run: Path, output: Path) -> None:
+    """Write one table."""
+    from saferclip.config import FigureSettings
+    from saferclip.figures import table
+
+    table.write(name, _parse(FigureSettings, settings), run, output)
+
+
+@main.command()
+@click.argument("step")
+@_option("--config", FILE, "a run's configuration")
+@click.option("--method", help="for the step 'training'")
+def settings(step: str, config: Path, method: str | None) -> None:
+    """Print the settings of one step as JSON, as the workflow passes them."""
+    from saferclip.config import load
+
+    click.echo(load(config).settings_of(step, method))
+
+
+@main.command()
+@_option("--config", FILE, "a run's configuration")
+def validate(config: Path) -> None:
+    """Check a configuration without running anything."""
+    from saferclip.config import load
+
+    click.echo(f"{config}: '{load(config).name}' is valid")
+
+
+if __name__ == "__main__":
+    main()
