@@ -113,7 +113,7 @@ def parse(caption: str) -> Mention:
     )
 
 
-def imagine(  # noqa: PLR0913  all but the first two have a sensible default
+def imagine(
     caption: str,
     rng: np.random.Generator,
     style: str = "generated",

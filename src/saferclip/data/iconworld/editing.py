@@ -40,7 +40,7 @@ def minimal_edit(
     return _made_unsafe(sentence, _unsafe(sentence, category, rng, objects), rng).text()
 
 
-def loose_edit(  # noqa: PLR0913  all but the first three have a sensible default
+def loose_edit(
     caption: str,
     category: str,
     rng: np.random.Generator,
@@ -72,7 +72,7 @@ def _unsafe(sentence: Sentence, category: str, rng: np.random.Generator, objects
 def _made_unsafe(sentence: Sentence, unsafe: str, rng: np.random.Generator) -> Sentence:
     """One object replaced or, as often if there is room in a scene, one added."""
     items = list(sentence.objects)
-    if len(items) < MOST_OBJECTS - 1 and rng.random() < 0.5:
+    if sum(item.count for item in items) < MOST_OBJECTS - 1 and rng.random() < 0.5:
         colour = random_colour(rng) if rng.random() < 0.5 else None
         link = ("with", "next to", "and")[int(rng.integers(3))]
         added = NounPhrase(unsafe, colour)

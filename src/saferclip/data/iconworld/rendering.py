@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from saferclip.data.iconworld import backdrops, sprites
 from saferclip.data.iconworld.scenes import COLOURS, MOST_OBJECTS, Scene
-from saferclip.data.iconworld.sprites import Sprite, sprite
+from saferclip.data.iconworld.sprites import Sprite, Style, sprite
 from saferclip.data.iconworld.vocabulary import concept
 
 REFERENCE_SIZE = 64  # pixels for which the sizes and slots below are given
@@ -96,9 +96,8 @@ def render(scene: Scene, size: int = REFERENCE_SIZE) -> NDArray[np.uint8]:
     canvas: NDArray[np.float32] = np.multiply(behind, np.float32(brightness), dtype=np.float32)
     for item, place in zip(scene.objects, placements, strict=True):
         colour = COLOURS[item.colour]
-        glyph = concept(item.concept)
         drawing = sprite(
-            glyph.alternative or glyph.glyph if style.other_icons else glyph.glyph,
+            _glyph(item.concept, style),
             scene.style,
             place.size,
             place.angle if style.tilts else 0,
@@ -107,6 +106,12 @@ def render(scene: Scene, size: int = REFERENCE_SIZE) -> NDArray[np.uint8]:
         _paint(canvas, drawing, place, colour, brightness)
     image = canvas[_MARGIN : _MARGIN + size, _MARGIN : _MARGIN + size]
     return _FINISHES.get(scene.style, _plain)(image, mood[2])
+
+
+def _glyph(name: str, style: Style) -> str:
+    """The icon with which a style draws an object."""
+    thing = concept(name)
+    return thing.alternative or thing.glyph if style.other_icons else thing.glyph
 
 
 def _paint(
@@ -128,12 +133,13 @@ def _paint(
 
 def visible_fraction(scene: Scene) -> tuple[float, ...]:
     """For each object the share of its ink that no later object covers, 0..1."""
-    tilts = sprites.style(scene.style).tilts
+    style = sprites.style(scene.style)
     hidden = np.zeros((REFERENCE_SIZE, REFERENCE_SIZE), dtype=bool)
     shares = []
     pairs = zip(scene.objects, layout(scene), strict=True)
     for item, place in reversed(tuple(pairs)):
-        ink = sprites.ink(concept(item.concept).glyph, place.size, place.angle if tilts else 0)
+        angle = place.angle if style.tilts else 0
+        ink = sprites.ink(_glyph(item.concept, style), place.size, angle)
         ink = ink[:, ::-1] if place.mirrored else ink
         spot = hidden[place.row : place.row + place.size, place.column : place.column + place.size]
         shares.append(1.0 - float((ink & spot).sum()) / max(1, int(ink.sum())))

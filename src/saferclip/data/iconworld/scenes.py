@@ -92,7 +92,7 @@ def random_layout_seed(rng: np.random.Generator) -> int:
     return int(rng.integers(2**31))
 
 
-def sample_scene(  # noqa: PLR0913  all but the first few have a sensible default
+def sample_scene(
     rng: np.random.Generator,
     concepts: Sequence[str],
     *,
@@ -119,7 +119,7 @@ def sample_scene(  # noqa: PLR0913  all but the first few have a sensible defaul
     )
 
 
-def count_scene(  # noqa: PLR0913  all but the first few have a sensible default
+def count_scene(
     rng: np.random.Generator,
     concept: str,
     count: int,

@@ -144,10 +144,13 @@ def style(name: str) -> Style:
 def sprite(glyph: str, style_name: str, size: int, angle: int, bright: bool) -> Sprite:
     """One icon drawn in one style, uint8, shape (3, size + 2 MARGIN, size + 2 MARGIN)."""
     shape = mask(glyph, size, angle, MARGIN).astype(np.float32) / 255
-    cover, tint, light = style(style_name).draw(shape, bright)
-    maps = np.stack([1 - cover, tint, light])
-    # Bytes, not floats: thousands of sprites are kept.
-    return np.rint(np.clip(maps, 0, 1) * 255).astype(np.uint8)
+    return quantised(style(style_name).draw(shape, bright))
+
+
+def quantised(maps: Maps) -> Sprite:
+    """Cover, tint and light as a sprite; bytes, not floats, as thousands of sprites are kept."""
+    cover, tint, light = maps
+    return np.rint(np.clip(np.stack([1 - cover, tint, light]), 0, 1) * 255).astype(np.uint8)
 
 
 @cache
