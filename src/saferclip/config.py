@@ -275,7 +275,7 @@ class Config(Settings):
             "scene_detail": embedded.detail if embedded else None,
             "embedding": self.mining,
             "mining": self.mining,
-            "training": self.training(method) if method else None,
+            "training": self.training(method) if method and step == "training" else None,
             "evaluation": self.evaluation,
             "figure": self.figure_settings(),
             "table": self.figure_settings(),
