@@ -7,12 +7,12 @@ pickles), tensors are safetensors, records are JSON.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 if TYPE_CHECKING:
     import torch
@@ -34,28 +35,87 @@ QUADRUPLE_COLUMNS = (
     "unsafe_image",
 )
 IMAGE_COLUMNS = frozenset({"image", "safe_image", "unsafe_image"})
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # as `datasets` stores one
 
 
 class DataError(Exception):
     """A file's content is not what it must be; the message names the file, the row and the remedy."""
 
 
+class Metric(BaseModel):
+    """One number of an evaluation; the interval is left out where resampling queries has no meaning."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    value: float
+    low: float | None = Field(None, description="95% bootstrap interval over queries")
+    high: float | None = None
+    count: int = Field(ge=1, description="queries, pairs or images that the value is about")
+
+
+class EvaluationRecord(BaseModel):
+    """What one benchmark says about one model: the content of ``evaluation/.../<benchmark>.json``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str
+    seed: int
+    benchmark: str
+    counts: dict[str, int] = Field(description="queries, gallery items, rows left out")
+    metrics: dict[str, Metric] = Field(description="shares in percent, cosines and distances raw")
+    provenance: dict[str, Any]
+
+
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; rename it into place only if the body succeeds.
 
-    Works for files and for folders.  A reader never sees half a file under the final name.
+    Works for files and for folders, and is on the disk, not only in memory, before it is visible.
+    A reader never sees half a file under the final name; what was there stays if the body fails.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     # Inside a folder of its own, so that writers that look at the suffix see the right one.
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        yield scratch / target.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(scratch / target.name, target)
+        fresh = scratch / target.name
+        yield fresh
+        _sync(fresh)
+        _replace(fresh, target, scratch / "old")
+        _sync_folder(target.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _replace(fresh: Path, target: Path, old: Path) -> None:
+    """Rename over ``target``; a folder cannot be renamed over, so it steps aside to ``old``."""
+    if not (fresh.is_dir() and target.is_dir()):
+        fresh.replace(target)  # refuses to put a file where a folder is, and a folder where a file is
+        return
+    target.replace(old)
+    try:
+        fresh.replace(target)
+    except OSError:
+        old.replace(target)
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or all files of a folder, are on the disk."""
+    if path.is_dir():
+        for child in path.iterdir():
+            _sync(child)
+        _sync_folder(path)
+    else:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def encode_png(image: Image.Image | np.ndarray) -> bytes:
@@ -73,26 +133,60 @@ def decode_image(data: Mapping[str, Any]) -> Image.Image:
         return image.convert("RGB")
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows to Parquet; values of image columns are encoded bytes (or None if withheld)."""
-    if not rows:
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows to Parquet; values of image columns are encoded bytes (or None if withheld).
+
+    Rows are taken a group at a time, so that a table may be larger than memory.
+    Raises DataError for no rows, and for rows that do not go together.
+    """
+    iterator = iter(rows)
+    first = next(iterator, None)
+    if first is None:
         raise DataError(f"{path}: refusing to write a table without rows")
+    # Small groups where there are images: 100 rows of photographs are some tens of megabytes.
+    size = 100 if IMAGE_COLUMNS & first.keys() else 100_000
+    remaining = chain([first], iterator)
+    group = list(islice(remaining, size))
+    schema = _schema(_columns(path, group))
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        while group:
+            writer.write_table(pa.table(_columns(path, group, schema), schema))
+            group = list(islice(remaining, size))
+
+
+def _columns(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema | None = None) -> dict[str, pa.Array]:
+    """Rows by column, of the schema's types or, for a table's first rows, of types that suit them."""
+    names = schema.names if schema else list(rows[0])
+    for row in rows:
+        if row.keys() != set(names):
+            raise DataError(f"{path}: row with columns {', '.join(row)}; the first one has {', '.join(names)}")
     columns: dict[str, pa.Array] = {}
-    features: dict[str, Any] = {}
-    for name in rows[0]:
-        values = [row[name] for row in rows]
+    for name in names:
+        values: list[Any] = [row[name] for row in rows]
+        kind = schema.field(name).type if schema else None
         if name in IMAGE_COLUMNS:
-            cells = [None if value is None else {"bytes": value, "path": None} for value in values]
-            columns[name] = pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-            features[name] = {"_type": "Image"}
-        else:
-            columns[name] = pa.array(values)
-            features[name] = {"_type": "Value", "dtype": _dtype_name(columns[name].type)}
+            values = [None if value is None else {"bytes": value, "path": None} for value in values]
+            kind = IMAGE
+        try:
+            columns[name] = pa.array(values, kind)
+        except (pa.ArrowException, ValueError, TypeError) as error:
+            raise DataError(f"{path}: column {name}: values do not go together: {error}") from error
+    return columns
+
+
+def _schema(columns: Mapping[str, pa.Array]) -> pa.Schema:
+    features = {name: _feature(name, column.type) for name, column in columns.items()}
     # The key that `datasets` looks for, so that load_dataset("parquet") yields pictures.
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    table = pa.table(columns).replace_schema_metadata(metadata)
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)
+    return pa.schema([(name, column.type) for name, column in columns.items()], metadata)
+
+
+def _feature(name: str, kind: pa.DataType) -> dict[str, str]:
+    """How `datasets` calls a column's type."""
+    if name in IMAGE_COLUMNS:
+        return {"_type": "Image"}
+    renamed = {"double": "float64", "halffloat": "float16", "float": "float32"}
+    return {"_type": "Value", "dtype": renamed.get(str(kind), str(kind))}
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -107,12 +201,16 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors."""
     from safetensors.torch import save_file
 
     with atomic_path(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            temporary,
+            dict(metadata) if metadata else None,
+        )
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -129,15 +227,28 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, readable and with stable order; non-finite numbers are refused."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
     """Read JSON, or raise DataError naming the file."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def write_evaluation(path: Path, record: EvaluationRecord) -> None:
+    """Write one evaluation's record as JSON."""
+    write_json(path, record.model_dump(exclude_none=True))
+
+
+def read_evaluation(path: Path) -> EvaluationRecord:
+    """Read one evaluation's record, or raise DataError naming the file and what is wrong in it."""
+    try:
+        return EvaluationRecord.model_validate(read_json(path))
+    except ValidationError as error:
+        raise DataError(f"{path}: not an evaluation record: {error}") from error
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -146,7 +257,3 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
     with atomic_path(path) as temporary:
         pd.DataFrame(list(rows)).to_csv(temporary, index=False)
-
-
-def _dtype_name(kind: pa.DataType) -> str:
-    return {"double": "float64", "halffloat": "float16", "float": "float32"}.get(str(kind), str(kind))

@@ -11,12 +11,12 @@ Means per class and the bootstrap live in ``saferclip.statistics``, where figure
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from math import log
+from typing import NamedTuple
 
-import numpy as np
-
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
+from torch.nn import functional
 
 
 class TopK(NamedTuple):
@@ -37,8 +37,6 @@ def count_at_least(queries: Tensor, gallery: Tensor, threshold: Tensor, block_si
     ``queries`` (n, dim), ``gallery`` (m, dim), ``threshold`` (n,) to int64 (n,).  Memory is that of
     one block of ``block_size`` x ``block_size`` similarities.
     """
-    import torch
-
     counts = torch.zeros(len(queries), dtype=torch.int64)
     for rows, _, block in _blocks(queries, gallery, block_size):
         counts[rows] += (block >= threshold[rows, None]).sum(dim=1)
@@ -60,8 +58,6 @@ def top_k(queries: Tensor, gallery: Tensor, k: int, block_size: int) -> TopK:
 
     Raises ValueError if the gallery has fewer than ``k`` items.
     """
-    import torch
-
     if k > len(gallery):
         raise ValueError(f"top {k} of a gallery of {len(gallery)} items")
     best = TopK(
@@ -97,8 +93,6 @@ def ensemble_classifier(prompts: Tensor) -> Tensor:
 
     Mean of a class's normalised prompts, normalised again (Radford et al. 2021, section 3.1.4).
     """
-    from torch.nn import functional
-
     return functional.normalize(functional.normalize(prompts, dim=-1).mean(dim=1), dim=-1)
 
 
@@ -158,7 +152,7 @@ def uniformity(embeddings: Tensor, block_size: int) -> float:
             if start == other:
                 potentials.fill_diagonal_(0)
             total += float(potentials.sum())
-    return float(np.log(total / (count * (count - 1))))
+    return log(total / (count * (count - 1)))
 
 
 def _fixed_point(embeddings: Tensor) -> Tensor:
