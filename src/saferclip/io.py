@@ -7,6 +7,7 @@ pickles), tensors are safetensors, records are JSON.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -124,6 +125,13 @@ def encode_png(image: Image.Image | np.ndarray) -> bytes:
         image = Image.fromarray(image)
     buffer = BytesIO()
     image.save(buffer, format="PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def encode_jpeg(image: np.ndarray) -> bytes:
+    """Encode a picture, uint8 array of shape (height, width, 3), as JPEG, as photographs are."""
+    buffer = BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=85, optimize=True)
     return buffer.getvalue()
 
 
