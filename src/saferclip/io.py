@@ -49,7 +49,7 @@ class Metric(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     value: float
-    low: float | None = Field(None, description="95% bootstrap interval over queries")
+    low: float | None = Field(default=None, description="95% bootstrap interval over queries")
     high: float | None = None
     count: int = Field(ge=1, description="queries, pairs or images that the value is about")
 
