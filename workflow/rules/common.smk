@@ -1,0 +1,138 @@
+"""What rules share: paths, a step's settings, and the source files behind a step."""
+
+import ast
+import json
+import re
+from functools import cache
+from os.path import dirname
+from pathlib import Path
+
+import yaml
+
+from saferclip.figures import registry
+
+R = f"results/{RUN.name}"
+LOGS = f"{R}/logs"
+SPLITS = ("train", "validation", "test")
+
+# A conda environment of this name comes from environment.yml; used with --software-deployment-method conda.
+ENVIRONMENT = "saferclip"
+
+TRAINED = [method for method, section in RUN.methods.items() if section]
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+
+# One training run of the learning rate grid, and the choice made from all: versioned beside the configuration.
+TRIAL = f"{R}/learning_rate_selection/{{method}}/{{rate}}"
+CHOSEN_RATES = f"config/{RUN.name}.learning_rates.csv"
+
+# The table that each benchmark reads.
+BENCHMARKS = {
+    "test": f"{R}/data/test.parquet",
+    "nsfw_caps": f"{R}/benchmark/nsfw_caps.parquet",
+    "gallery": f"{R}/test_sets/gallery.parquet",
+    "zero_shot": f"{R}/test_sets/zero_shot.parquet",
+    "drift": f"{R}/data/test.parquet",
+}
+TABLES = {name: BENCHMARKS[name] for name in RUN.evaluation.benchmarks}
+TABLE_FORMATS = ("html", "csv", "md", "tex")
+REPORT = f"{R}/report.html"
+
+
+wildcard_constraints:
+    method="|".join(map(re.escape, RUN.methods)),
+    seed=r"\d+",
+    rate=r"[0-9.e+-]+",
+
+
+def settings(step):
+    """The JSON that a command takes as --settings: the step's own section of the configuration, nothing else.
+
+    A function of wildcards, because braces in a plain string would be taken for wildcards.
+    """
+    return lambda wildcards: RUN.settings_of(step, wildcards.get("method"))
+
+
+@cache
+def modules(*names):
+    """Source files behind modules of saferclip: all they import from it, and the data files beside them.
+
+    Snakemake cannot see edits behind a command line, so rules list these as inputs. Left out are
+    config.py, since its effect on a step is the step's settings, and the package's version.
+    """
+    found = {}
+    queue = [f"saferclip.{name}" for name in names]
+    while queue:
+        name = queue.pop()
+        file = _source(name)
+        if name in found or name in ("saferclip", "saferclip.config") or file is None:
+            continue
+        found[name] = file
+        queue += [name.rpartition(".")[0], *_imports(file)]
+    folders = {file.parent for file in found.values()} - {Path("src/saferclip")}
+    data = [file for folder in folders for file in folder.iterdir() if file.is_file() and file.suffix != ".py"]
+    return sorted(map(str, [*found.values(), *data]))
+
+
+def _source(name):
+    path = Path("src", *name.split("."))
+    candidates = (path.with_suffix(".py"), path / "__init__.py")
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _imports(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # `from package import name`: the name may be a module or not; _source knows.
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def model(folder):
+    """The two files of a model folder in open_clip's format."""
+    return [f"{folder}/open_clip_config.json", f"{folder}/open_clip_model.safetensors"]
+
+
+def delivered_model():
+    """Files that the base model is copied from; those of a DVC artifact may not be here yet."""
+    kind, _, folder = RUN.base_model.source.partition(":")
+    return model(folder) if kind == "local-dir" else []
+
+
+def delivered_version():
+    """Content hash of the base model's DVC artifact: a newly delivered model is a new run."""
+    kind, _, folder = RUN.base_model.source.partition(":")
+    stages = yaml.safe_load(Path("dvc.lock").read_text())["stages"] if Path("dvc.lock").is_file() else {}
+    hashes = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
+    return hashes.get(folder, "") if kind == "dvc" else ""
+
+
+def trial_settings(method, rate):
+    """A method's training settings with another learning rate, as JSON."""
+    values = json.loads(RUN.settings_of("training", method))
+    values["method"]["learning_rate"] = rate
+    return json.dumps(values, sort_keys=True)
+
+
+def evaluated_model(wildcards):
+    """The model files that an evaluation reads: a fine-tuned model, or the base model for an untuned method."""
+    trained = RUN.methods[wildcards.method] is not None
+    return model(f"{R}/training/{wildcards.method}/seed-{wildcards.seed}" if trained else f"{R}/base_model")
+
+
+def products(kind):
+    """Figures or tables that this run makes; the table of learning rates where a choice was delivered."""
+    chosen = ["learning_rates"] if kind is registry.TABLES and TRAINED and Path(CHOSEN_RATES).is_file() else []
+    return [*registry.applicable(kind, RUN), *chosen]
+
+
+def product(kind, name, what):
+    """What the registry says of a figure or table: 'files' it reads, 'code' behind it, its 'title' or 'caption'."""
+    entry = kind[name]
+    if what == "files":
+        return [f"{R}/{file}" for file in registry.inputs(entry, RUN)]
+    if what == "code":
+        step = "figures.figure" if kind is registry.FIGURES else "figures.table"
+        return modules(step, entry.function.partition(":")[0].removeprefix("saferclip."))
+    return getattr(entry, what)

@@ -1,0 +1,55 @@
+rule embedding:
+    """Embed every quadruple with the frozen model, once: mining and training read these."""
+    input:
+        model=rules.base_model.output,
+        train=f"{R}/data/train.parquet",
+        validation=f"{R}/data/validation.parquet",
+        code=modules("mining.embedding"),
+    output:
+        f"{R}/embedding/frozen.safetensors",
+    log:
+        f"{LOGS}/embedding.log",
+    benchmark:
+        f"{LOGS}/embedding.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 2
+    resources:
+        mem_mb=2500,
+        runtime=240,
+        gpu=0,
+    params:
+        settings=settings("embedding"),
+        model=lambda wildcards, input: dirname(input.model[0]),
+        folder=subpath(output[0], parent=True),
+    shell:
+        "saferclip embedding --settings {params.settings:q} --base-model {params.model} --train {input.train}"
+        " --validation {input.validation} --output {params.folder} --threads {threads} 2> {log}"
+
+
+rule mining:
+    """The nearest safe caption of each unsafe one, over the whole training split."""
+    input:
+        train=f"{R}/data/train.parquet",
+        embeddings=rules.embedding.output,
+        code=modules("mining.nearest"),
+    output:
+        neighbours=f"{R}/mining/neighbours.parquet",
+        summary=f"{R}/mining/summary.json",
+    log:
+        f"{LOGS}/mining.log",
+    benchmark:
+        f"{LOGS}/mining.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 2
+    resources:
+        mem_mb=2500,
+        runtime=120,
+        gpu=0,
+    params:
+        settings=settings("mining"),
+        folder=subpath(output.summary, parent=True),
+    shell:
+        "saferclip mining --settings {params.settings:q} --train {input.train} --embeddings {input.embeddings}"
+        " --output {params.folder} --threads {threads} 2> {log}"
