@@ -9,11 +9,22 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 
 class ConfigError(Exception):
@@ -23,10 +34,34 @@ class ConfigError(Exception):
 class Settings(BaseModel):
     """Base of every section: immutable, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any) -> Any:
+        """No setting is a switch, but true (in YAML also: yes, on) would pass for 1."""
+        if isinstance(value, bool):
+            raise ValueError("true, false, yes, no, on and off are no values here; write a number, or text in quotes")
+        return value
+
+
+def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise ValueError("empty; write at least one")
+    return values
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    repeated = sorted({str(value) for value in values if values.count(value) > 1})
+    if repeated:
+        raise ValueError(f"{', '.join(repeated)} more than once; write each once")
+    return values
 
 
 SectionT = TypeVar("SectionT", bound=Settings)
+ItemT = TypeVar("ItemT")
+Some = Annotated[tuple[ItemT, ...], AfterValidator(_some)]
+Distinct = Annotated[Some[ItemT], AfterValidator(_distinct)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 RunName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
@@ -56,9 +91,9 @@ class EmbeddedData(Settings):
 class LocalData(Settings):
     """One table of quadruples for each split: CSV or Parquet with paths to the images."""
 
-    train: Path
-    validation: Path
-    test: Path
+    train: Path = Field(description="table of training quadruples, .csv or .parquet")
+    validation: Path = Field(description="table of validation quadruples")
+    test: Path = Field(description="table of test quadruples")
     image_root: Path | None = Field(None, description="relative image paths start here; default: the table's folder")
 
 
@@ -72,6 +107,13 @@ class DataSettings(Settings):
         if getattr(self, self.source) is None:
             raise ValueError(f"source is '{self.source}', so the section '{self.source}' must be given")
         return self
+
+    @property
+    def chosen(self) -> EmbeddedData | LocalData:
+        """The section that ``source`` names."""
+        section = self.embedded if self.source == "embedded" else self.local
+        assert section is not None  # by the validator
+        return section
 
 
 class BaseModelSettings(Settings):
@@ -99,7 +141,7 @@ class BaseModelTrainingSettings(Settings):
     seed: int
     batch_size: Positive
     detail: SceneDetail
-    phases: tuple[TrainingPhase, ...]
+    phases: Some[TrainingPhase]
     weight_decay: float = Field(ge=0)
     precision: Literal["bf16", "fp32"]
 
@@ -175,7 +217,7 @@ class MethodSettings(Settings):
 
 
 # DESIGN: `clip: {}` reads as "CLIP, with nothing done to it".
-Method = Annotated[MethodSettings | None, BeforeValidator(lambda value: value or None)]
+Method = Annotated[MethodSettings | None, BeforeValidator(lambda value: None if value == {} else value)]
 
 
 class TrainingSettings(Settings):
@@ -188,12 +230,12 @@ class TrainingSettings(Settings):
 class SelectionSettings(Settings):
     """The one rule by which learning rates are chosen, the same for every method."""
 
-    learning_rates: tuple[float, ...]
+    learning_rates: Distinct[Annotated[float, Field(gt=0)]]
     seed: int
 
 
 class EvaluationSettings(Settings):
-    benchmarks: tuple[Literal["test", "nsfw_caps", "gallery", "zero_shot", "drift"], ...]
+    benchmarks: Distinct[Literal["test", "nsfw_caps", "gallery", "zero_shot", "drift"]]
     batch_size: Positive
     block_size: Positive = Field(description="queries compared with the gallery at once")
     bootstrap: Positive = Field(description="resamples for 95% intervals")
@@ -201,7 +243,7 @@ class EvaluationSettings(Settings):
 
 
 class FigureSettings(Settings):
-    formats: tuple[Literal["pdf", "png"], ...]
+    formats: Distinct[Literal["pdf", "png"]]
     dpi: Positive
     palette: str = Field(description="seaborn palette; 'colorblind' is the safe choice")
     examples: Positive = Field(description="queries shown in the retrieval grid")
@@ -216,7 +258,7 @@ class Config(Settings):
 
     name: RunName = Field(description="outputs go to results/<name>/")
     title: str = Field(description="how the data set is called in tables and figures")
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: Distinct[int] = Field(description="each trained method is run once with each")
     data: DataSettings
     base_model: BaseModelSettings
     base_model_training: BaseModelTrainingSettings | None = None
@@ -228,24 +270,36 @@ class Config(Settings):
     evaluation: EvaluationSettings
     figures: FigureSettings
 
+    @field_validator("methods")
+    @classmethod
+    def _only_clip_untuned(cls, methods: dict[str, Method]) -> dict[str, Method]:
+        untuned = [name for name, settings in methods.items() if settings is None]
+        if untuned != ["clip"]:
+            others = [name for name in untuned if name != "clip"]
+            advice = f"; say how these are trained: {', '.join(others)}" if others else ""
+            raise ValueError(f"must hold 'clip: {{}}', the untuned model every table compares with{advice}")
+        return methods
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if "clip" not in self.methods or self.methods["clip"] is not None:
-            raise ValueError("methods must hold 'clip: {}', the untuned model every table compares with")
+        problems = list(self._contradictions())
+        if problems:
+            raise ValueError("; also, ".join(problems))
+        return self
+
+    def _contradictions(self) -> Iterable[str]:
+        """Sections that are right in themselves but do not go together."""
         if "nsfw_caps" in self.evaluation.benchmarks and self.benchmark is None:
-            raise ValueError("evaluation.benchmarks names 'nsfw_caps', so the section 'benchmark' must be given")
+            yield "evaluation.benchmarks names 'nsfw_caps', so the section 'benchmark' must be given"
         embedded_only = {"nsfw_caps", "gallery", "zero_shot"} & set(self.evaluation.benchmarks)
         if self.data.source != "embedded" and embedded_only:
-            raise ValueError(
+            yield (
                 f"evaluation.benchmarks names {sorted(embedded_only)}, which are drawn by the embedded world; "
                 f"leave them out where data.source is '{self.data.source}'"
             )
         for method, seeds in (self.figures.runs or {}).items():
             if method not in self.methods or not set(seeds) <= set(self.seeds_of(method)):
-                raise ValueError(
-                    f"figures.runs names '{method}' with seeds {list(seeds)}, which this run does not have"
-                )
-        return self
+                yield f"figures.runs names '{method}' with seeds {list(seeds)}, which this run does not have"
 
     def training(self, method: str) -> TrainingSettings:
         """Settings of one method's training; raises ConfigError for an unknown or untuned one."""
@@ -299,10 +353,23 @@ def load(path: Path) -> Config:
     Raises ConfigError listing every problem with its key and what would be right.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     return validate(values, origin=str(path))
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Reads YAML but refuses a repeated key, of which PyYAML silently takes the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key '{key.value}' is there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
 
 
 def validate(values: Any, origin: str = "config") -> Config:
@@ -328,35 +395,73 @@ def parse_settings(section: type[SectionT], text: str) -> SectionT:
     return parse(section, values, "--settings")
 
 
+# What to write instead, by pydantic's error type; for the others its own message will do.
+ADVICE = {
+    "int_type": "write a whole number",
+    "int_parsing": "write a whole number",
+    "int_from_float": "write a whole number",
+    "float_type": "write a number",
+    "float_parsing": "write a number",
+    "string_type": "write text; quotes make text of a number",
+    "path_type": "write a path",
+    "tuple_type": "write a list, as in [a, b]",
+    "dict_type": "write a section: 'key: value' lines",
+    "model_type": "write a section: 'key: value' lines",
+    "string_pattern_mismatch": "use small letters, digits, '.', '_' and '-', beginning with a letter or digit",
+}
+
+
 def _explain(section: type[Settings], problem: Any) -> str:
     """Say which key is wrong, why, and what to write instead."""
-    location = problem["loc"]
-    key = ".".join(str(part) for part in location) or "(top level)"
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(section, location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, n=1)
-        advice = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
-        return f"{key}: unknown key; {advice}"
-    if problem["type"] == "missing":
-        return f"{key}: missing; add it"
-    return f"{key}: {problem['msg']} (found: {problem['input']!r})"
+    location = tuple(part for part in problem["loc"] if part != "[key]")
+    key = _dotted(location)
+    found = repr(problem["input"])
+    found = f"(found: {found if len(found) <= 60 else found[:57] + '...'})"
+    known = _fields_at(section, location[:-1])
+    match problem["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(str(location[-1]), known, n=1)
+            advice = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
+            return f"{key}: unknown key; {advice}"
+        case "invalid_key":
+            return f"{key}: not the name of a setting; known keys: {', '.join(sorted(known))}"
+        case "missing":
+            description = known[str(location[-1])].description
+            return f"{key}: missing; add it" + (f" ({description})" if description else "")
+        case "literal_error":
+            choices = [choice.strip("'") for choice in problem["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+            near = difflib.get_close_matches(str(problem["input"]), choices, n=1)
+            advice = f"did you mean '{near[0]}'?" if near else f"choose one of: {', '.join(choices)}"
+            return f"{key}: {advice} {found}"
+        case "value_error":
+            return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+        case kind:
+            return f"{key}: {ADVICE.get(kind, problem['msg'].replace('Input should', 'must'))} {found}"
 
 
-def _known_keys(section: type[Settings], path: tuple[Any, ...]) -> list[str]:
-    """Keys that are allowed in the section that ``path`` leads to."""
+def _dotted(location: tuple[str | int, ...]) -> str:
+    """A location as one would say it: phases[0].samples."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
+    return "".join(parts).removeprefix(".") or "(top level)"
+
+
+def _fields_at(section: type[Settings], path: tuple[str | int, ...]) -> dict[str, Any]:
+    """Fields of the section that ``path`` leads to, through optional sections, lists and mappings."""
     current: Any = section
     for part in path:
-        if isinstance(current, type) and issubclass(current, Settings):
-            current = current.model_fields[part].annotation if part in current.model_fields else None
-        # Anything else is a container or union (a methods mapping, a tuple, an optional section).
-        current = next((kind for kind in _unfold(current) if _is_section(kind)), None)
-    return sorted(current.model_fields) if _is_section(current) else []
+        fields = _fields(current)
+        # In a list or mapping the last type argument, but for the dots of tuple[x, ...], is the item's.
+        items = [kind for kind in get_args(current) if kind is not Ellipsis]
+        current = _bare(fields[str(part)].annotation if part in fields else items[-1] if items else None)
+    return _fields(current)
 
 
-def _unfold(annotation: Any) -> list[Any]:
-    """An annotation and everything inside its brackets."""
-    return [annotation, *(inner for part in get_args(annotation) for inner in _unfold(part))]
+def _fields(kind: Any) -> dict[str, Any]:
+    return dict(kind.model_fields) if isinstance(kind, type) and issubclass(kind, Settings) else {}
 
 
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Settings)
+def _bare(annotation: Any) -> Any:
+    """An annotation without ``Annotated`` and ``| None``."""
+    while get_origin(annotation) in (Annotated, Union, UnionType):
+        annotation = next(kind for kind in get_args(annotation) if kind is not NoneType)
+    return annotation

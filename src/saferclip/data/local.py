@@ -1,0 +1,317 @@
+"""Quadruples of one's own: CSV or Parquet tables that name, or hold, their images.
+
+Everything is checked before anything is written, down to decoding every image; all problems are
+told at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from io import StringIO
+from itertools import islice
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from saferclip.config import LocalData
+from saferclip.data import pictures
+from saferclip.data.validation import Problems, nearest, text_problem
+from saferclip.io import DataError
+
+CAPTIONS = ("safe_caption", "unsafe_caption")
+IMAGES = ("safe_image", "unsafe_image")
+REQUIRED = ("id", *CAPTIONS, *IMAGES)
+COLUMNS = (*REQUIRED, "category")
+CATEGORY = "unsafe"  # of rows that name none
+BATCH = 64  # rows held at once; images may be large
+
+
+@dataclass(frozen=True)
+class Table:
+    """One split's table; relative image paths start at ``root``."""
+
+    split: str
+    path: Path
+    root: Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it was found; ``place`` is how to find it again."""
+
+    place: str
+    cells: dict[Any, Any]
+
+
+def quadruples(settings: LocalData) -> dict[str, Iterator[dict[str, Any]]]:
+    """Check all three tables, then give each split's rows (`io.QUADRUPLE_COLUMNS`) one by one.
+
+    Images are encoded bytes of RGB pictures: the original ones if possible, PNG otherwise.
+    Raises DataError listing every problem with file, row, column and remedy.
+    """
+    tables = [
+        Table(split, path, settings.image_root or path.parent)
+        for split, path in (("train", settings.train), ("validation", settings.validation), ("test", settings.test))
+    ]
+    _check(tables)
+    return {table.split: _quadruples(table) for table in tables}
+
+
+def _quadruples(table: Table) -> Iterator[dict[str, Any]]:
+    """Rows of a table that was found to be right."""
+    with ThreadPool() as pool:
+        for batch in _batches(table, f"{table.split}: images"):
+            safe = pool.map(partial(_plain, table, "safe_image"), batch)
+            unsafe = pool.map(partial(_plain, table, "unsafe_image"), batch)
+            for row, safe_image, unsafe_image in zip(batch, safe, unsafe, strict=True):
+                yield {
+                    "id": _identifier(row.cells["id"]),
+                    "split": table.split,
+                    "category": (row.cells.get("category") or "").strip() or CATEGORY,
+                    "safe_caption": row.cells["safe_caption"].strip(),
+                    "unsafe_caption": row.cells["unsafe_caption"].strip(),
+                    "safe_image": safe_image,
+                    "unsafe_image": unsafe_image,
+                }
+
+
+def _plain(table: Table, column: str, row: Row) -> bytes:
+    try:
+        return pictures.plain(_encoded(table, row.cells[column]))
+    except (DataError, pictures.PictureError) as error:
+        raise DataError(f"{table.path}: {row.place}: {column}: {error}") from error
+
+
+# Checking ---------------------------------------------------------------------------------------
+
+
+def _check(tables: Sequence[Table]) -> None:
+    """Raise DataError unless every row of every table can be used."""
+    problems = Problems()
+    identifiers: dict[str, str] = {}
+    files: dict[Path, Table] = {}
+    for table in tables:
+        twin = files.setdefault(table.path.resolve(), table)
+        if twin is not table:
+            problems.add(table.path, f"is named for {twin.split} and {table.split}; each split needs rows of its own")
+            continue
+        try:
+            _check_table(table, identifiers, problems)
+        except DataError as error:
+            problems.add(error)
+    problems.check()
+
+
+def _check_table(table: Table, identifiers: dict[str, str], problems: Problems) -> None:
+    columns = _check_columns(table, problems)
+    images = [name for name in columns if name in IMAGES]
+    verdicts: dict[Path, str | None] = {}
+    count = 0
+    with ThreadPool() as pool:
+        for batch in _batches(table, f"{table.split}: checking"):
+            count += len(batch)
+            cells = [row.cells.get(name) for row in batch for name in images]
+            found = iter(pool.map(partial(_image_problem, table, verdicts=verdicts), cells))
+            for row in batch:
+                pictured = {name: next(found) for name in images}
+                for name, message in _row_problems(table, row, columns, identifiers, pictured):
+                    problems.add(table.path, row.place, name, message)
+    if not count:
+        problems.add(table.path, "has no rows; add some, or name another table in the config")
+
+
+def _check_columns(table: Table, problems: Problems) -> list[str]:
+    """Columns that can be checked row by row; what keeps the others from it is noted."""
+    names = _column_names(table.path)
+    if len(names) == 1 and any(separator in names[0] for separator in ";\t|"):
+        raise DataError(f"{table.path}: line 1: one column only; separate columns with commas")
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        problems.add(table.path, f"column '{name}'", "there are several; rename or remove the others")
+    others = [name for name in names if name not in COLUMNS]
+    for name in REQUIRED:
+        if name not in names:
+            near = nearest(name, others)
+            advice = f"rename '{near}'?" if near else f"the table has {', '.join(names) or 'no columns'}"
+            problems.add(table.path, f"column '{name}'", f"missing; {advice}")
+    if "category" not in names and (near := nearest("category", others)):
+        problems.add(table.path, f"column '{near}'", "rename it to 'category', or remove it")
+    columns = [name for name in COLUMNS if name in names]
+    if table.root.is_dir():
+        return columns
+    problems.add("data.local.image_root", f"{table.root} is not a folder; correct it")
+    return [name for name in columns if name not in IMAGES]
+
+
+def _row_problems(
+    table: Table, row: Row, columns: Sequence[str], identifiers: dict[str, str], pictured: Mapping[str, str | None]
+) -> Iterator[tuple[str, str]]:
+    """Column and message of all that is wrong with a row; a new id is noted in ``identifiers``."""
+    if None in row.cells:
+        yield "more cells than columns", "put captions that contain commas in double quotes"
+    for name in columns:
+        value = row.cells.get(name)
+        if name in IMAGES:
+            message = pictured[name]
+        elif name == "id":
+            message = _identifier_problem(value, f"{table.path}, {row.place}", identifiers)
+        else:
+            message = None if name == "category" and not value else text_problem(value)
+        if message:
+            yield name, message
+
+
+def _identifier_problem(value: object, place: str, known: dict[str, str]) -> str | None:
+    identifier = _identifier(value)
+    message = text_problem(identifier)
+    if message:
+        return message
+    if identifier in known:
+        return f"'{identifier}' is the id of {known[identifier]} too; ids must differ, across all tables"
+    known[identifier] = place
+    return None
+
+
+def _identifier(value: Any) -> Any:
+    """Whole numbers are ids too; what is no text either stays as it is, and is refused."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value.strip() if isinstance(value, str) else value
+
+
+# Images -----------------------------------------------------------------------------------------
+
+
+def _image_problem(table: Table, cell: Any, *, verdicts: dict[Path, str | None]) -> str | None:
+    """What is wrong with an image; ``verdicts`` remembers files that many rows share."""
+    try:
+        path = None if _embedded(cell) else _image_path(table, cell)
+        if path is None or path not in verdicts:
+            message = _picture_problem(_encoded(table, cell))
+            if path is None:
+                return message
+            verdicts[path] = message
+        return verdicts[path]
+    except DataError as error:
+        return str(error)
+
+
+def _picture_problem(data: bytes) -> str | None:
+    try:
+        pictures.read(data)
+    except pictures.PictureError as error:
+        return str(error)
+    return None
+
+
+def _encoded(table: Table, cell: Any) -> bytes:
+    """An image's bytes as they are, from the cell or from the file that it names."""
+    data = _embedded(cell)
+    if data:
+        return data
+    path = _image_path(table, cell)
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist; correct the path, or set data.local.image_root") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _embedded(cell: Any) -> bytes | None:
+    """Bytes inside a cell, written as `datasets` does or bare."""
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    return data if isinstance(data, bytes) else None
+
+
+def _image_path(table: Table, cell: Any) -> Path:
+    value = cell.get("path") if isinstance(cell, dict) else cell
+    if not value or (isinstance(value, str) and not value.strip()):
+        raise DataError("no image; every quadruple needs both images: make the missing one, or remove the row")
+    message = text_problem(value)
+    if message:
+        raise DataError(message)
+    if "://" in value:
+        raise DataError(f"'{value}' is an address; download the image and give its path")
+    # By names alone: links inside the folder are its owner's choice.
+    root = Path(os.path.normpath(table.root.absolute()))
+    path = Path(os.path.normpath(root / value.strip()))
+    if not path.is_relative_to(root):
+        raise DataError(f"'{value}' leads out of {root}; move the image there, or set data.local.image_root")
+    return path
+
+
+# Tables -----------------------------------------------------------------------------------------
+
+
+def _batches(table: Table, progress: str) -> Iterator[list[Row]]:
+    rows = iter(tqdm(_rows(table.path), desc=progress, unit=" rows", disable=None))
+    while batch := list(islice(rows, BATCH)):
+        yield batch
+
+
+def _column_names(path: Path) -> list[str]:
+    """Names of a table's columns, or DataError if it is no table that can be read."""
+    if not path.is_file():
+        raise DataError(f"{path}: does not exist; correct data.local in the config")
+    match path.suffix.lower():
+        case ".csv":
+            return next(csv.reader(_csv_lines(path)), [])
+        case ".parquet":
+            with _parquet(path) as file:
+                return list(file.schema_arrow.names)
+        case suffix:
+            raise DataError(f"{path}: unknown table type '{suffix}'; save it as .csv (with commas) or .parquet")
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    return _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    reader = csv.DictReader(_csv_lines(path), strict=True)
+    try:
+        for cells in reader:
+            yield Row(f"line {reader.line_num}", cells)
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num}: not CSV ({error}); check its double quotes") from error
+
+
+def _csv_lines(path: Path) -> StringIO:
+    data = path.read_bytes()
+    try:
+        return StringIO(data.decode("utf-8-sig"), newline="")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}: line {line}: not UTF-8 text; save the table as 'CSV UTF-8'") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    with _parquet(path) as file:
+        columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+        number = 0
+        try:
+            for batch in file.iter_batches(batch_size=BATCH, columns=columns):
+                for cells in batch.to_pylist():
+                    yield Row(f"row {number}", cells)
+                    number += 1
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise _unreadable(path, error) from error
+
+
+def _parquet(path: Path) -> Any:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: cannot be read as Parquet ({error}); write it again")

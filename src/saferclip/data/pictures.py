@@ -1,0 +1,93 @@
+"""Pictures as people have them, made plain: RGB, upright, on white where they were transparent."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from saferclip import io
+
+# What phones call JPEG with a second picture inside is MPO to Pillow. Left out on purpose: vector
+# graphics and documents, for which Pillow starts other programs.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+KEPT = frozenset({"JPEG", "MPO", "PNG"})
+TURNED = range(2, 9)  # EXIF orientations that are not upright
+
+
+class PictureError(Exception):
+    """A file is no usable picture; the message says why and what to do."""
+
+
+def read(data: bytes) -> Image.Image:
+    """Decode to RGB: upright by its EXIF orientation, transparency on white, 16-bit grey scaled to 8.
+
+    Colour profiles are not applied.  Raises PictureError.
+    """
+    with _open(data) as image:
+        try:
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image) if _orientation(image) in TURNED else image)
+        # Pillow's decoders answer damaged files with many kinds of exception.
+        except Exception as error:
+            raise _damaged(error) from error
+
+
+def plain(data: bytes) -> bytes:
+    """The same bytes if they are an upright RGB JPEG or PNG already, else the picture as PNG.
+
+    Raises PictureError if it must be decoded and cannot be.
+    """
+    with _open(data) as image:
+        upright = _orientation(image) not in (None, *TURNED)
+        if image.format in KEPT and image.mode == "RGB" and upright and not image.has_transparency_data:
+            return data
+    return io.encode_png(read(data))
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header, and refuse what should not be decoded at all."""
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+        frames = getattr(image, "n_frames", 1)
+    except UnidentifiedImageError as error:
+        advice = "convert other formats, such as HEIC or SVG, to PNG; replace it if it is damaged"
+        raise PictureError(f"not a JPEG, PNG, WebP, BMP, GIF or TIFF picture; {advice}") from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"too large ({error}); make it smaller") from error
+    except Exception as error:
+        raise _damaged(error) from error
+    width, height = image.size
+    # From here up to twice as many, Pillow only warns.
+    if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
+        raise PictureError(f"too large ({width} x {height}, at most {Image.MAX_IMAGE_PIXELS} pixels); make it smaller")
+    if frames > 1 and image.format != "MPO":
+        raise PictureError(f"holds {frames} pictures; save one of them alone")
+    return image
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """EXIF orientation, 1 if it says nothing, None if it cannot be read."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # 65535 is white; Pillow's own conversion would turn all above 255 white.
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    elif image.mode in {"I", "F"}:
+        raise ValueError("32-bit grey has no agreed white; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    image.info.clear()  # a CMYK colour profile, say, that would be written along
+    return image
+
+
+def _damaged(error: Exception) -> PictureError:
+    return PictureError(f"damaged picture ({error}); copy it again or replace it")

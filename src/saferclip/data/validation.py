@@ -1,0 +1,67 @@
+"""Collect every problem of an input, so that its owner can mend them all at once."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Sequence
+
+from saferclip.io import DataError
+
+SHOWN = 50
+
+
+class Problems:
+    """What is wrong with some input; only the first `SHOWN` problems are kept, all are counted."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._messages: list[str] = []
+
+    def add(self, *parts: object) -> None:
+        """Note a problem: from the outside in where it is (file, row, column), then what to do."""
+        self.count += 1
+        if self.count <= SHOWN:
+            self._messages.append(": ".join(map(str, parts)))
+
+    def check(self) -> None:
+        """Raise DataError naming the problems, if there are any."""
+        if not self.count:
+            return
+        lines = [f"{self.count} problem{'s' * (self.count > 1)} in the data; nothing was written", *self._messages]
+        if self.count > SHOWN:
+            lines.append(f"... and {self.count - SHOWN} more")
+        raise DataError("\n  ".join(lines))
+
+
+def text_problem(value: object) -> str | None:
+    """What keeps a cell from being a caption or an id, with the remedy; None if nothing does."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return "empty; write something, or remove the row"
+    if not isinstance(value, str):
+        return f"{_short(value)} is of type {type(value).__name__}; make it text"
+    for character in value.strip():
+        if character == "\N{REPLACEMENT CHARACTER}":
+            return f"{_short(value)} has lost characters; open its source in the right encoding, save as UTF-8"
+        # Line breaks, tabs, NUL and their like.
+        if unicodedata.category(character) == "Cc":
+            return f"{_short(value)} holds the control character {character!r}; remove it"
+    return None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def nearest(name: str, candidates: Sequence[str]) -> str | None:
+    """The candidate that ``name`` was probably meant to be, whatever its case and separators."""
+    plain = {_plain(candidate): candidate for candidate in candidates}
+    near = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.7)
+    return plain[near[0]] if near else None
+
+
+def _plain(name: str) -> str:
+    """Lower-case words in alphabetical order: 'Caption Safe' is near 'safe_caption'."""
+    words = "".join(character if character.isalnum() else " " for character in name.lower()).split()
+    return " ".join(sorted(words))
