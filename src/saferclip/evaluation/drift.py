@@ -1,0 +1,47 @@
+"""How far tuning moved the embeddings of safe inputs, and what it did to their geometry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from saferclip import io, metrics
+from saferclip.config import EvaluationSettings
+from saferclip.evaluation import quadruples
+from saferclip.evaluation.encoder import Encoders
+from saferclip.evaluation.result import Result
+from saferclip.evaluation.result import mean as mean_of
+
+COLUMNS = ("safe_caption", "safe_image")
+
+
+def evaluate(path: Path, encoders: Encoders, settings: EvaluationSettings) -> Result:
+    """Compare the model with the base model on the safe inputs of a table of quadruples.
+
+    The untuned model's own drift is a cosine of 1, beside its alignment and uniformity: what the
+    other methods' are to be compared with.
+    """
+    tuned = quadruples.embed(path, encoders.model, COLUMNS)
+    base = quadruples.embed(path, encoders.base, COLUMNS)
+    result = Result(counts=tuned.counts)
+    for name, column in (("text", "safe_caption"), ("image", "safe_image")):
+        rows = tuned.complete([column])
+        result.counts[f"{name}/inputs"] = len(rows)
+        after = tuned.take(rows, column)
+        if len(rows):
+            cosines = metrics.similarities(after, base.take(rows, column))
+            result.metrics[f"safe_{name}/cosine"] = mean_of(cosines, settings)
+        if len(rows) > 1:
+            result.metrics[f"uniformity_{name}"] = _uniformity(after, settings.block_size)
+    pairs = tuned.complete(COLUMNS)
+    result.counts["pairs"] = len(pairs)
+    if len(pairs):
+        distances = metrics.pair_distances(tuned.take(pairs, "safe_caption"), tuned.take(pairs, "safe_image"))
+        result.metrics["alignment"] = mean_of(distances, settings)
+    return result
+
+
+def _uniformity(embeddings: Tensor, block_size: int) -> io.Metric:
+    # Without an interval: a resample repeats rows, and a repeated row is a pair at distance 0.
+    return io.Metric(value=metrics.uniformity(embeddings, block_size), count=len(embeddings))

@@ -1,0 +1,70 @@
+"""Evaluate one model on every benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saferclip import io, provenance
+from saferclip.config import EvaluationSettings
+from saferclip.evaluation import drift, gallery, quadruples, retrieval, zero_shot
+from saferclip.evaluation.encoder import Encoder, Encoders
+from saferclip.evaluation.result import Evaluator
+
+EVALUATORS: Mapping[str, Evaluator] = {
+    "test": retrieval.evaluate,
+    "nsfw_caps": retrieval.evaluate,
+    "gallery": gallery.evaluate,
+    "zero_shot": zero_shot.evaluate,
+    "drift": drift.evaluate,
+}
+MAPPED_QUADRUPLES = 300  # more points than that hide each other on the map
+
+
+def evaluate(
+    settings: EvaluationSettings,
+    method: str,
+    seed: int,
+    model: Path,
+    base_model: Path,
+    files: Mapping[str, Path],
+    output: Path,
+) -> None:
+    """Write ``<benchmark>.json`` for each benchmark, ``ranks.parquet`` and ``embeddings.safetensors``.
+
+    ``files`` maps benchmarks to their tables; 'test' is always needed, and serves for 'drift' too if
+    that has no file of its own.  Raises DataError if one is missing.
+    """
+    paths = dict(files)
+    if "test" in paths:
+        paths.setdefault("drift", paths["test"])
+    missing = [name for name in dict.fromkeys(("test", *settings.benchmarks)) if name not in paths]
+    if missing:
+        raise io.DataError(f"no file is given for {', '.join(missing)}; write --file {missing[0]}=<table>")
+    encoders = Encoders.load(model, base_model, settings.batch_size)
+    origin = provenance.provenance({"method": method, **settings.model_dump(mode="json")}, seed)
+    ranks: list[dict[str, Any]] = []
+    for benchmark in settings.benchmarks:
+        result = EVALUATORS[benchmark](paths[benchmark], encoders, settings)
+        record = io.EvaluationRecord(
+            method=method,
+            seed=seed,
+            benchmark=benchmark,
+            counts=result.counts,
+            metrics=result.metrics,
+            provenance=origin,
+        )
+        io.write_evaluation(output / f"{benchmark}.json", record)
+        ranks.extend({"benchmark": benchmark, **row} for row in result.ranks)
+    io.write_table(output / "ranks.parquet", ranks)
+    io.write_tensors(output / "embeddings.safetensors", map_points(paths["test"], encoders.model))
+
+
+def map_points(path: Path, encoder: Encoder) -> dict[str, torch.Tensor]:
+    """Embeddings of the first complete quadruples, for a map: column to fp16 (rows, dim)."""
+    data = quadruples.embed(path, encoder)
+    rows = data.complete(data.embeddings)[:MAPPED_QUADRUPLES]
+    return {column: data.take(rows, column).half() for column in data.embeddings}

@@ -1,0 +1,60 @@
+"""Embeddings of a table of quadruples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from saferclip import io
+from saferclip.evaluation.encoder import Encoder
+
+CAPTIONS = ("safe_caption", "unsafe_caption")
+IMAGES = ("safe_image", "unsafe_image")
+
+
+@dataclass(frozen=True)
+class Quadruples:
+    """Rows of the table with their embeddings.
+
+    ``embeddings`` maps a column to unit vectors (rows, dim), zero where the row has no image;
+    ``present`` maps a column to bool (rows,).
+    """
+
+    ids: list[str]
+    embeddings: dict[str, Tensor]
+    present: dict[str, Tensor]
+
+    def complete(self, columns: Iterable[str]) -> Tensor:
+        """Positions of the rows that have all of these columns."""
+        return torch.stack([self.present[column] for column in columns]).all(dim=0).nonzero()[:, 0]
+
+    def take(self, rows: Tensor, *columns: str) -> Tensor:
+        """Embeddings of these rows, column after column: (rows * columns, dim)."""
+        return torch.cat([self.embeddings[column][rows] for column in columns])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of rows, and of those that lack an image."""
+        images = [column for column in IMAGES if column in self.present]
+        missing = {f"without_{column}": int((~self.present[column]).sum()) for column in images}
+        return {"rows": len(self.ids), **missing}
+
+
+def embed(path: Path, encoder: Encoder, columns: Sequence[str] = CAPTIONS + IMAGES) -> Quadruples:
+    """Embed these columns of a table of quadruples; a missing image is left out."""
+    table = io.read_table(path, ["id", *columns])
+    ids = table["id"].to_pylist()
+    embeddings, present = {}, {}
+    for column in columns:
+        values = table[column].to_pylist()
+        there = torch.tensor([value is not None for value in values])
+        kept = [value for value in values if value is not None]
+        encoded = encoder.images(kept) if column in IMAGES else encoder.texts(kept)
+        embeddings[column] = torch.zeros(len(ids), encoded.shape[-1])
+        embeddings[column][there] = encoded
+        present[column] = there
+    return Quadruples(ids, embeddings, present)
