@@ -1,0 +1,52 @@
+# A fresh machine needs Python >= 3.11, git and make; then
+#   make reproduce    sets up the environment and makes every table and figure
+#   make test         sets up the environment if needed and checks everything
+# In an environment that exists, `snakemake --cores all` does the same as `make reproduce`.
+
+PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11, \
+	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))) python3)
+VENV := .venv
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+.PHONY: reproduce test lint format environment lock artifacts clean
+
+reproduce: environment
+	snakemake --cores all
+
+test: lint
+	pytest --numprocesses 2
+
+lint: environment
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	snakefmt --line-length 120 --check Snakefile workflow
+	snakemake --lint
+
+format: environment
+	ruff check --fix .
+	ruff format .
+	snakefmt --line-length 120 Snakefile workflow
+
+environment: $(VENV)/complete
+
+$(VENV)/complete: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=<path>")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Newest versions within the ranges of pyproject.toml, for every platform and Python at once.
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-header \
+		--no-emit-index-url --upgrade pyproject.toml --output-file requirements.lock
+
+# Version what the last run made: see CONTRIBUTING.md.
+artifacts: environment
+	dvc commit --force
+	dvc push
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
