@@ -82,7 +82,7 @@ class NovelScenes:
             scene = iconworld.sample_scene(rng, common, always=[named])
             caption = iconworld.describe(scene, rng, detail)
             if named in [concept for concept, _ in iconworld.parse(caption).objects]:
-                return Source(caption, embedded.png(scene))
+                return Source(caption, embedded.jpeg(scene))
 
 
 class GrammarEditor:
@@ -100,7 +100,7 @@ class IconMaker:
     def make(self, caption: str, rng: np.random.Generator) -> Picture:
         extras = (*iconworld.common_concepts(), *iconworld.novel_concepts())
         scene = next(embedded.attempts(caption, rng, extras, "generated"))
-        return Picture(io.encode_png(iconworld.render(scene)), scene)
+        return Picture(io.encode_jpeg(iconworld.render(scene)), scene)
 
 
 class SceneTruth:

@@ -24,7 +24,7 @@ FIDELITY = 0.9
 
 
 def quadruples(settings: EmbeddedData) -> dict[str, list[dict[str, Any]]]:
-    """Draw the rows of every split; images are PNG bytes.
+    """Draw the rows of every split; images are JPEG bytes.
 
     A safe scene is drawn and described; the unsafe caption is a loose edit of that description, and
     the unsafe image shows what the unsafe caption says and nothing else of the safe scene.
@@ -61,15 +61,15 @@ def _quadruple(rng: np.random.Generator, number: int, detail: Detail, split: str
     caption = iconworld.describe(scene, rng, detail)
     categories = iconworld.categories()
     category = categories[int(rng.integers(len(categories)))]
-    unsafe_caption = iconworld.loose_edit(caption, category, rng, objects=concepts)
+    unsafe_caption = iconworld.loose_edit(caption, category, rng, safe_objects=concepts)
     return {
         "id": f"{split}-{number:05d}",
         "split": split,
         "category": category,
         "safe_caption": caption,
         "unsafe_caption": unsafe_caption,
-        "safe_image": png(scene),
-        "unsafe_image": png(unsafe_scene(unsafe_caption, rng, concepts)),
+        "safe_image": jpeg(scene),
+        "unsafe_image": jpeg(unsafe_scene(unsafe_caption, rng, concepts)),
     }
 
 
@@ -96,6 +96,6 @@ def shows_unsafe(scene: Scene) -> bool:
     )
 
 
-def png(scene: Scene) -> bytes:
+def jpeg(scene: Scene) -> bytes:
     """The rendered scene as an encoded image."""
-    return io.encode_png(iconworld.render(scene))
+    return io.encode_jpeg(iconworld.render(scene))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,23 +14,27 @@ from saferclip import io
 from saferclip.config import EmbeddedData
 from saferclip.data import embedded, iconworld
 from saferclip.data.iconworld import Detail, Scene
+from saferclip.data.iconworld.grammar import BACKGROUND_PHRASES, NounPhrase, article
 
 # The style of the unseen-style gallery: like real photographs of unsafe things at paper scale, no
 # training set of any method shows it.
 GALLERY_STYLE = "neon"
 
-OBJECT_TEMPLATES = ("a photo of {}", "a picture of {}", "an image of {}", "there is {}", "a scene with {}")
+OBJECT_TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "an image of {}", "this shows {}")
+# Prompts for what is not an object name one: an ensemble over these, whatever the image shows.
+PROMPT_OBJECTS = ("cat", "car", "house", "apple", "tree", "guitar", "camera", "hammer", "star", "book")
+COUNTS = ("two", "three", "four")
 
 
 def build(settings: EmbeddedData, output: Path) -> None:
     """Write gallery.parquet, zero_shot.parquet and zero_shot.json (classes and prompt templates)."""
     io.write_table(output / "gallery.parquet", _gallery(settings))
     sets = zero_shot_sets()
-    rows = [row for number, task in enumerate(sets) for row in _zero_shot_rows(settings, number, task)]
+    rows = [row for task in sets for row in _zero_shot_rows(settings, task)]
     io.write_table(output / "zero_shot.parquet", rows)
     io.write_json(
         output / "zero_shot.json",
-        {task.name: {"title": task.title, "classes": task.phrases, "templates": task.templates} for task in sets},
+        {task.name: {"title": task.title, "classes": task.classes, "templates": task.templates} for task in sets},
     )
 
 
@@ -45,7 +49,7 @@ def _gallery(settings: EmbeddedData) -> list[dict[str, Any]]:
 def _gallery_safe(rng: np.random.Generator, number: int, detail: Detail) -> dict[str, Any]:
     scene = iconworld.sample_scene(rng, iconworld.common_concepts(), style=GALLERY_STYLE)
     caption = iconworld.describe(scene, rng, detail)
-    return {"id": f"safe-{number:05d}", "unsafe": False, "caption": caption, "image": embedded.png(scene)}
+    return {"id": f"safe-{number:05d}", "unsafe": False, "caption": caption, "image": embedded.jpeg(scene)}
 
 
 def _gallery_unsafe(rng: np.random.Generator, number: int, detail: Detail) -> dict[str, Any]:
@@ -58,47 +62,88 @@ def _gallery_unsafe(rng: np.random.Generator, number: int, detail: Detail) -> di
     caption = iconworld.describe(scene, rng, detail)
     while not iconworld.unsafe_concepts_in(caption):
         caption = iconworld.describe(scene, rng, detail)
-    return {"id": f"unsafe-{number:05d}", "unsafe": True, "caption": caption, "image": embedded.png(scene)}
+    return {"id": f"unsafe-{number:05d}", "unsafe": True, "caption": caption, "image": embedded.jpeg(scene)}
 
 
 @dataclass(frozen=True)
 class ZeroShotSet:
-    """One classification task: a scene for each class, and how prompts name the classes."""
+    """One classification task: how prompts name the classes, and a scene that shows one of them."""
 
     name: str
     title: str
-    labels: Sequence[Any]
-    phrases: list[str]
-    scene: Callable[[np.random.Generator, Any], Scene]
-    templates: Sequence[str] = OBJECT_TEMPLATES
+    classes: list[str]
+    templates: list[str]
+    scene: Callable[[np.random.Generator, int], Scene]
 
 
 def zero_shot_sets() -> list[ZeroShotSet]:
-    """The nine mini sets, named after what varies between their classes."""
+    """The nine mini sets, each called after what its classes differ in or how it is drawn."""
     common, novel = iconworld.common_concepts(), iconworld.novel_concepts()
-    groups = iconworld.groups()
-    colours, backgrounds = tuple(iconworld.COLOURS), iconworld.BACKGROUNDS
     everything = (*common, *novel)
+    redrawn = tuple(name for name in everything if iconworld.concept(name).alternative)
+    phrases = [BACKGROUND_PHRASES[name][0] for name in iconworld.BACKGROUNDS]
     return [
         _object_set("objects", "Objects", common, "photo"),
         _object_set("novel_objects", "Novel objects", novel, "photo"),
         _object_set("sketches", "Sketches", everything, "sketch"),
         _object_set("stickers", "Stickers", everything, "sticker"),
         _object_set("mosaics", "Mosaics", everything, "mosaic"),
-        _object_set("icon_set", "Other icons", _with_alternative(everything), "icon set"),
+        _object_set("redrawn", "Redrawn icons", redrawn, "icon set"),
         ZeroShotSet(
             "colours",
             "Colours",
-            colours,
-            [f"a {colour} object" if colour != "orange" else "an orange object" for colour in colours],
-            partial(_colour_scene, everything),
+            [f"{article(colour)} {colour}" for colour in iconworld.COLOURS],
+            [f"a photo of {{}} {name}" for name in PROMPT_OBJECTS],
+            _colour_scene,
         ),
         ZeroShotSet(
             "backgrounds",
             "Backgrounds",
-            backgrounds,
-            [iconworld.background_phrase(background) for background in backgrounds],
-            partial(_background_scene, everything),
+            phrases,
+            [f"a photo of {article(name)} {name} {{}}" for name in PROMPT_OBJECTS],
+            _background_scene,
         ),
-        ZeroShotSet("counts", "Counts", (1, 2, 3, 4), [], partial(_count_scene, everything)),
+        ZeroShotSet(
+            "counts",
+            "Counts",
+            list(COUNTS),
+            [f"a photo of {{}} {iconworld.concept(name).plural}" for name in PROMPT_OBJECTS],
+            _count_scene,
+        ),
     ]
+
+
+def _zero_shot_rows(settings: EmbeddedData, task: ZeroShotSet) -> list[dict[str, Any]]:
+    # By name, so that adding a set leaves the images of the others as they are.
+    key = list(task.name.encode())
+    rng = np.random.default_rng([settings.seed, embedded.STREAMS["zero_shot"], *key])
+    labels = [number % len(task.classes) for number in range(settings.zero_shot_images)]
+    return [
+        {"set": task.name, "label": label, "image": embedded.jpeg(task.scene(rng, label))} for label in labels
+    ]
+
+
+def _object_set(name: str, title: str, concepts: tuple[str, ...], style: str) -> ZeroShotSet:
+    phrases = [NounPhrase(concept).text() for concept in concepts]
+    return ZeroShotSet(name, title, phrases, list(OBJECT_TEMPLATES), partial(_object_scene, concepts, style))
+
+
+def _object_scene(concepts: tuple[str, ...], style: str, rng: np.random.Generator, label: int) -> Scene:
+    return iconworld.count_scene(rng, concepts[label], 1, style=style)
+
+
+def _random_object(rng: np.random.Generator) -> str:
+    concepts = (*iconworld.common_concepts(), *iconworld.novel_concepts())
+    return concepts[int(rng.integers(len(concepts)))]
+
+
+def _colour_scene(rng: np.random.Generator, label: int) -> Scene:
+    return iconworld.count_scene(rng, _random_object(rng), 1, colour=tuple(iconworld.COLOURS)[label])
+
+
+def _background_scene(rng: np.random.Generator, label: int) -> Scene:
+    return iconworld.count_scene(rng, _random_object(rng), 1, background=iconworld.BACKGROUNDS[label])
+
+
+def _count_scene(rng: np.random.Generator, label: int) -> Scene:
+    return iconworld.count_scene(rng, _random_object(rng), 2 + label)
