@@ -136,13 +136,14 @@ def test_sets(settings: str, output: Path) -> None:
 @main.command("base-model-training")
 @_settings
 @_output
+@_option("--state", NEW, "folder from which an interrupted run goes on")
 @_threads
-def base_model_training(settings: str, output: Path) -> None:
+def base_model_training(settings: str, output: Path, state: Path) -> None:
     """Train the mini scale's base model anew (the default run fetches it)."""
     from saferclip.base_model import training
     from saferclip.config import BaseModelTrainingSettings
 
-    training.train(_parse(BaseModelTrainingSettings, settings), output)
+    training.train(_parse(BaseModelTrainingSettings, settings), output, state)
 
 
 @main.command("base-model")

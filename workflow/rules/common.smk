@@ -21,6 +21,10 @@ ENVIRONMENT = "saferclip"
 TRAINED = [method for method, section in RUN.methods.items() if section]
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
+# Where the base model is copied from. A DVC artifact, which the default run fetches but never trains; or a folder,
+# whose files are ordinary inputs.
+SOURCE_KIND, _, DELIVERED = RUN.base_model.source.partition(":")
+
 # One training run of the learning rate grid, and the choice made from all: versioned beside the configuration.
 TRIAL = f"{R}/learning_rate_selection/{{method}}/{{rate}}"
 CHOSEN_RATES = f"config/{RUN.name}.learning_rates.csv"
@@ -33,7 +37,7 @@ BENCHMARKS = {
     "zero_shot": f"{R}/test_sets/zero_shot.parquet",
     "drift": f"{R}/data/test.parquet",
 }
-TABLES = {name: BENCHMARKS[name] for name in RUN.evaluation.benchmarks}
+TABLES = {name: BENCHMARKS[name] for name in dict.fromkeys(["test", *RUN.evaluation.benchmarks])}
 TABLE_FORMATS = ("html", "csv", "md", "tex")
 REPORT = f"{R}/report.html"
 
@@ -94,18 +98,11 @@ def model(folder):
     return [f"{folder}/open_clip_config.json", f"{folder}/open_clip_model.safetensors"]
 
 
-def delivered_model():
-    """Files that the base model is copied from; those of a DVC artifact may not be here yet."""
-    kind, _, folder = RUN.base_model.source.partition(":")
-    return model(folder) if kind == "local-dir" else []
-
-
 def delivered_version():
-    """Content hash of the base model's DVC artifact: a newly delivered model is a new run."""
-    kind, _, folder = RUN.base_model.source.partition(":")
+    """Content hash of the base model's DVC artifact: a newly delivered model is another model."""
     stages = yaml.safe_load(Path("dvc.lock").read_text())["stages"] if Path("dvc.lock").is_file() else {}
     hashes = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
-    return hashes.get(folder, "") if kind == "dvc" else ""
+    return hashes.get(DELIVERED, "")
 
 
 def trial_settings(method, rate):

@@ -7,7 +7,9 @@ rule evaluation:
         classes=f"{R}/test_sets/zero_shot.json" if "zero_shot" in TABLES else [],
         code=modules("evaluation.evaluate"),
     output:
-        records=expand(f"{R}/evaluation/{{{{method}}}}/seed-{{{{seed}}}}/{{benchmark}}.json", benchmark=TABLES),
+        records=expand(
+            f"{R}/evaluation/{{{{method}}}}/seed-{{{{seed}}}}/{{benchmark}}.json", benchmark=RUN.evaluation.benchmarks
+        ),
         ranks=f"{R}/evaluation/{{method}}/seed-{{seed}}/ranks.parquet",
         embeddings=f"{R}/evaluation/{{method}}/seed-{{seed}}/embeddings.safetensors",
     log:
