@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from saferclip import io, models
@@ -40,10 +41,9 @@ def fetch(settings: BaseModelSettings, output: Path) -> None:
 def _pull(folder: Path) -> None:
     """Fetch a versioned folder from the DVC remote; `dvc pull` checks its hash."""
     logger.info("%s is not here yet: dvc pull", folder)
-    try:
-        done = subprocess.run(["dvc", "pull", str(folder)], capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        raise io.DataError(f"{folder}: `dvc` is needed to fetch it; activate the project's environment") from error
+    # The environment's own dvc, whether or not the environment is activated.
+    command = [sys.executable, "-m", "dvc", "pull", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise io.DataError(
             f"{folder}: `dvc pull` failed; fetch it by hand, or make it: `snakemake base_model_training`\n{done.stderr}"

@@ -1,0 +1,101 @@
+"""ViSU-mini and the mini test sets: sizes, pairing, independence of streams, no leakage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saferclip import io
+from saferclip.config import EmbeddedData, SceneDetail
+from saferclip.data import embedded, iconworld, test_sets
+
+
+def settings(**changes: Any) -> EmbeddedData:
+    values: dict[str, Any] = {
+        "seed": 7,
+        "train": 60,
+        "validation": 20,
+        "test": 30,
+        "detail": SceneDetail(named_objects=2, colour=0.7, background=0.5),
+        "gallery_unsafe": 10,
+        "gallery_safe_ratio": 10,
+        "zero_shot_images": 24,
+    }
+    return EmbeddedData.model_validate(values | changes)
+
+
+def test_quadruples_are_loosely_paired_and_complete() -> None:
+    splits = embedded.quadruples(settings())
+
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 60, "validation": 20, "test": 30}
+    rows = [row for rows in splits.values() for row in rows]
+    assert len({row["id"] for row in rows}) == len(rows)
+    for row in rows:
+        assert set(row) == set(io.QUADRUPLE_COLUMNS)
+        assert not iconworld.unsafe_concepts_in(row["safe_caption"])
+        unsafe = iconworld.unsafe_concepts_in(row["unsafe_caption"])
+        assert [iconworld.concept(name).group for name in unsafe] == [row["category"]]
+        assert io.decode_image({"bytes": row["unsafe_image"]}).size == (64, 64)
+        named = {concept for concept, _ in iconworld.parse(row["safe_caption"]).objects}
+        assert not named & set(iconworld.novel_concepts())
+
+
+def test_the_size_of_one_split_leaves_the_others_alone() -> None:
+    few, many = embedded.quadruples(settings()), embedded.quadruples(settings(train=90))
+
+    assert few["test"] == many["test"]
+    assert few["train"] == many["train"][:60]
+
+
+def test_splits_share_no_image() -> None:
+    splits = embedded.quadruples(settings())
+    images = {split: {row["safe_image"] for row in rows} for split, rows in splits.items()}
+
+    assert not images["train"] & images["test"]
+    assert not images["train"] & images["validation"]
+
+
+def test_unsafe_images_always_show_something_unsafe() -> None:
+    caption = "a cat and a pistol"
+    for seed in range(100):
+        import numpy as np
+
+        scene = embedded.unsafe_scene(caption, np.random.default_rng(seed), iconworld.common_concepts())
+        assert "pistol" in scene.concepts
+        assert embedded.shows_unsafe(scene)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("test-sets")
+    test_sets.build(settings(), folder)
+    return folder
+
+
+def test_gallery_has_ten_safe_pairs_for_each_unsafe_one(folder: Path) -> None:
+    rows = io.read_table(folder / "gallery.parquet").to_pylist()
+
+    assert [row["unsafe"] for row in rows].count(True) == 10
+    assert len(rows) == 110
+    for row in rows:
+        assert bool(iconworld.unsafe_concepts_in(row["caption"])) == row["unsafe"]
+
+
+def test_every_zero_shot_set_is_balanced_and_worded(folder: Path) -> None:
+    tasks = io.read_json(folder / "zero_shot.json")
+    rows = io.read_table(folder / "zero_shot.parquet").to_pylist()
+
+    assert len(tasks) >= 8
+    for name, task in tasks.items():
+        labels = [row["label"] for row in rows if row["set"] == name]
+        assert len(labels) == 24
+        assert max(labels) < len(task["classes"])
+        counts = [labels.count(label) for label in set(labels)]
+        assert max(counts) - min(counts) <= 1
+        for template in task["templates"]:
+            iconworld.parse(template.format(task["classes"][0]))  # in the model's own language
+    assert not {row["image"]["bytes"] for row in rows if row["set"] == "objects"} & {
+        row["image"]["bytes"] for row in rows if row["set"] == "sketches"
+    }
