@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from open_clip.transformer import text_global_pool
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from saferclip import io
@@ -46,7 +47,8 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Clip:
     source = f"local-dir:{folder}"
     model, _, preprocess = open_clip.create_model_and_transforms(source, device=device)
     return Clip(
-        model=model.eval(),
+        # Convolutions are faster in this order of pixels, twice in bf16; other layers do not care.
+        model=model.eval().to(memory_format=torch.channels_last),
         preprocess=preprocess,
         tokenize=open_clip.get_tokenizer(source),
         architecture=io.read_json(folder / ARCHITECTURE),
@@ -66,11 +68,17 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def autocast(device: torch.device | str, precision: str) -> AbstractContextManager[Any]:
+@contextmanager
+def autocast(device: torch.device | str, precision: str) -> Iterator[None]:
     """Context in which matrix products run in bf16, or unchanged for 'fp32'."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(torch.device(device).type, torch.bfloat16)
+    with ExitStack() as contexts:
+        if precision == "bf16":
+            kind = torch.device(device).type
+            contexts.enter_context(torch.autocast(kind, torch.bfloat16))
+            if kind == "cpu":
+                # The fused attention's backward pass in bf16 takes ten times as long as plain products.
+                contexts.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
 
 
 def text_features(model: nn.Module, tokens: Tensor) -> Tensor:

@@ -1,0 +1,116 @@
+"""Proximity-based alignment: each unsafe caption's target is the nearest safe caption of the training split.
+
+SaFeR-CLIP: j*(i) = argmax_j cos(T0(t*_i), T0(t_j)) over all safe training captions t_j, with T0
+the frozen text encoder.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saferclip import io, metrics
+from saferclip.config import MiningSettings
+
+DIFFICULTIES = ("easy", "medium", "hard")
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+logger = logging.getLogger(__name__)
+
+
+def mine(settings: MiningSettings, train: Path, embeddings: Path, output: Path) -> None:
+    """Write ``neighbours.parquet`` (one row for each unsafe caption) and ``summary.json``.
+
+    Only the training table is read, and only training rows' embeddings.  Raises DataError if the
+    table holds rows of another split, an id twice, or does not match the embeddings.
+    """
+    ids = read_training_ids(train)
+    frozen = io.read_tensors(embeddings)
+    safe, unsafe = frozen["train.safe_caption"], frozen["train.unsafe_caption"]
+    if not len(ids) == len(safe) == len(unsafe):
+        raise io.DataError(f"{embeddings}: {len(safe)} embedded rows, but {train} has {len(ids)}; embed it again")
+    target, similarity = nearest(unsafe, safe, ids, settings.block_size)
+    paired = metrics.similarities(unsafe, safe)
+    difficulty = terciles(similarity, ids)
+    rows = [
+        {
+            "unsafe_id": ids[row],
+            "safe_id": ids[target[row]],
+            "similarity": float(similarity[row]),
+            "paired_similarity": float(paired[row]),
+            "difficulty": int(difficulty[row]),
+        }
+        for row in range(len(ids))
+    ]
+    io.write_table(output / "neighbours.parquet", rows)
+    summary = summarise(rows)
+    io.write_json(output / "summary.json", summary)
+    logger.info("mean similarity: nearest %.3f, paired %.3f", summary["nearest"]["mean"], summary["paired"]["mean"])
+
+
+def read_training_ids(train: Path) -> list[str]:
+    """Ids of the training quadruples, in the table's order."""
+    table = io.read_table(train, ("id", "split"))
+    splits = set(table["split"].to_pylist())
+    if splits != {"train"}:
+        raise io.DataError(f"{train}: only training rows may be mined, but its splits are {sorted(splits)}")
+    ids: list[str] = table["id"].to_pylist()
+    twice = [name for name, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise io.DataError(f"{train}: ids must differ, but {twice[0]!r} and {len(twice) - 1} more occur twice")
+    return ids
+
+
+def nearest(queries: Tensor, gallery: Tensor, ids: Sequence[str], block_size: int) -> tuple[Tensor, Tensor]:
+    """Row of the most similar gallery item for each query, and their cosine, in float64.
+
+    ``queries`` (n, dim), ``gallery`` (m, dim), ``ids`` of the m gallery items; of equally similar
+    items the one with the smallest id.  Memory is that of one block, whatever n and m are.
+    """
+    by_id = torch.tensor(sorted(range(len(ids)), key=ids.__getitem__))
+    best = metrics.top_k(queries, gallery[by_id], 1, block_size)
+    return by_id[best.position[:, 0]], best.similarity[:, 0]
+
+
+def terciles(similarity: Tensor, ids: Sequence[str]) -> Tensor:
+    """Difficulty by rank of similarity: 0 the most similar third, then 1, then 2; ties by id.  Shape (n,)."""
+    order = sorted(range(len(ids)), key=lambda row: (-float(similarity[row]), ids[row]))
+    difficulty = torch.empty(len(ids), dtype=torch.int64)
+    difficulty[torch.tensor(order)] = torch.arange(len(ids)) * 3 // len(ids)
+    return difficulty
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What mining changed: similarities of paired and nearest targets, and how often they are the same."""
+    similarity = np.array([row["similarity"] for row in rows])
+    difficulty = np.array([row["difficulty"] for row in rows])
+    own = [row["safe_id"] == row["unsafe_id"] for row in rows]
+    return {
+        "unsafe_captions": len(rows),
+        "different_targets": len({row["safe_id"] for row in rows}),
+        "nearest_is_pair_share": 100 * sum(own) / len(rows),
+        "nearest": _distribution(similarity),
+        "paired": _distribution(np.array([row["paired_similarity"] for row in rows])),
+        "difficulty": {
+            name: {"count": int((difficulty == level).sum()), **_range(similarity[difficulty == level])}
+            for level, name in enumerate(DIFFICULTIES)
+        },
+    }
+
+
+def _distribution(values: NDArray[np.float64]) -> dict[str, Any]:
+    quantiles = {f"{quantile:g}": float(np.quantile(values, quantile)) for quantile in QUANTILES}
+    return {"mean": float(values.mean()), "quantiles": quantiles}
+
+
+def _range(values: NDArray[np.float64]) -> dict[str, float]:
+    """Empty for an empty tercile, which a table of one or two rows has."""
+    return {"lowest": float(values.min()), "highest": float(values.max())} if len(values) else {}

@@ -1,0 +1,1 @@
+"""Fine-tune both encoders of a CLIP through low-rank adapters, and choose learning rates."""

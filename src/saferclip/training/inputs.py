@@ -1,0 +1,188 @@
+"""What training feeds to the model: token ids, pixels, and the frozen embeddings beside them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import Compose, Normalize  # type: ignore[import-untyped]
+
+from saferclip import io
+from saferclip.config import MethodSettings
+from saferclip.mining import embedding, nearest
+from saferclip.models import Clip
+from saferclip.training.losses import References
+
+DECODED_BYTES = 2 * 1024**3  # pixels of one split are kept in memory up to this size, else decoded when used
+LONGEST_QUEUE = 2  # batches that each decoding process prepares
+
+logger = logging.getLogger(__name__)
+
+
+class Pictures(Protocol):
+    """Safe and unsafe images of one split."""
+
+    def batches(self, plan: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Pixels for each tensor of n rows: uint8 (2 n, 3, height, width), the safe images first."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of quadruples, row by row as in its table."""
+
+    safe_tokens: Tensor  # (rows, context)
+    unsafe_tokens: Tensor
+    pictures: Pictures
+
+    def __len__(self) -> int:
+        return len(self.safe_tokens)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Where unsafe training inputs are sent, and how hard that is; shapes (rows,)."""
+
+    rows: Tensor
+    difficulty: Tensor
+
+
+def read_split(path: Path, clip: Clip, workers: int) -> Split:
+    """Tokenise the captions once, and open the images."""
+    captions = io.read_table(path, embedding.CAPTIONS)
+    safe, unsafe = (clip.tokenize(captions[column].to_pylist()) for column in embedding.CAPTIONS)
+    return Split(safe, unsafe, open_pictures(path, clip, len(captions), workers))
+
+
+def open_pictures(path: Path, clip: Clip, rows: int, workers: int) -> Pictures:
+    """Decode all images now if they fit into ``DECODED_BYTES``, else leave them to worker processes."""
+    to_pixels, _ = split_preprocess(clip.preprocess)
+    size = 2 * rows * to_pixels(Image.new("RGB", (8, 8))).numel()
+    if size <= DECODED_BYTES:
+        return DecodedPictures(path, to_pixels)
+    logger.info("%s: %.1f GB of pixels do not fit; images are decoded when they are used", path, size / 1e9)
+    return StreamedPictures(path, to_pixels, workers)
+
+
+def split_preprocess(preprocess: Callable[..., Any]) -> tuple[Callable[[Image.Image], Tensor], Normalize]:
+    """Part open_clip's preprocessing: a picture to uint8 (height, width, 3), and the normalisation.
+
+    ``normalise(pixels.permute(2, 0, 1).float() / 255)`` equals ``preprocess(image)``.
+    """
+    *steps, normalise = preprocess.transforms if isinstance(preprocess, Compose) else [preprocess]
+    if not isinstance(normalise, Normalize):
+        raise io.DataError("this model's preprocessing does not end in a normalisation; use an open_clip model")
+    return partial(_pixels, Compose(steps)), normalise
+
+
+def _pixels(to_tensor: Callable[[Image.Image], Tensor], image: Image.Image) -> Tensor:
+    return to_tensor(image).mul(255).round().byte().permute(1, 2, 0).contiguous()
+
+
+class DecodedPictures:
+    """All pixels of a split in memory, decoded and resized once."""
+
+    def __init__(self, path: Path, to_pixels: Callable[[Image.Image], Tensor]) -> None:
+        self.safe, self.unsafe = (
+            torch.stack([to_pixels(image) for image in embedding.read_images(path, column)])
+            for column in embedding.IMAGES
+        )
+
+    def batches(self, plan: Sequence[Tensor]) -> Iterator[Tensor]:
+        """See Pictures."""
+        for rows in plan:
+            yield torch.cat([self.safe[rows], self.unsafe[rows]]).permute(0, 3, 1, 2)
+
+
+class StreamedPictures:
+    """Pixels decoded by worker processes, from a memory-mapped copy that ``datasets`` makes in its cache."""
+
+    def __init__(self, path: Path, to_pixels: Callable[[Image.Image], Tensor], workers: int) -> None:
+        self.rows = _Rows(path, to_pixels)
+        self.workers = workers
+
+    def batches(self, plan: Sequence[Tensor]) -> Iterator[Tensor]:
+        """See Pictures."""
+        sampler = [rows.tolist() for rows in plan]
+        queue = LONGEST_QUEUE if self.workers else None
+        loader = DataLoader(
+            self.rows,
+            batch_sampler=sampler,
+            num_workers=self.workers,
+            prefetch_factor=queue,
+            collate_fn=_safe_then_unsafe,
+        )
+        for pixels in loader:
+            yield pixels.permute(0, 3, 1, 2)
+
+
+class _Rows(Dataset[tuple[Tensor, Tensor]]):
+    def __init__(self, path: Path, to_pixels: Callable[[Image.Image], Tensor]) -> None:
+        import datasets
+
+        self.path = path
+        self.to_pixels = to_pixels
+        self.table = datasets.Dataset.from_parquet(str(path), columns=list(embedding.IMAGES))
+        for column in embedding.IMAGES:
+            self.table = self.table.cast_column(column, datasets.Image(decode=False))
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        cells = self.table[row]
+        safe, unsafe = (
+            self.to_pixels(embedding.decode(cells[column], f"{self.path}: row {row}, {column}"))
+            for column in embedding.IMAGES
+        )
+        return safe, unsafe
+
+
+def _safe_then_unsafe(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    return torch.stack([safe for safe, _ in pairs] + [unsafe for _, unsafe in pairs])
+
+
+def read_targets(method: MethodSettings, train: Path, neighbours: Path) -> Targets:
+    """Target row of each training row by the method's rule, with terciles of their similarity.
+
+    Raises DataError if the neighbour table does not match the training table.
+    """
+    ids = nearest.read_training_ids(train)
+    table = io.read_table(neighbours, ("unsafe_id", "safe_id", "paired_similarity", "difficulty"))
+    mined = {row["unsafe_id"]: row for row in table.to_pylist()}
+    row_of = {name: row for row, name in enumerate(ids)}
+    if mined.keys() != row_of.keys() or not {row["safe_id"] for row in mined.values()} <= row_of.keys():
+        raise io.DataError(f"{neighbours}: its ids are not those of {train}; mine again")
+    if method.targets == "nearest":
+        return Targets(
+            torch.tensor([row_of[mined[name]["safe_id"]] for name in ids]),
+            torch.tensor([mined[name]["difficulty"] for name in ids]),
+        )
+    paired = torch.tensor([mined[name]["paired_similarity"] for name in ids])
+    return Targets(torch.arange(len(ids)), nearest.terciles(paired, ids))
+
+
+def read_frozen(embeddings: Path, targets: Targets) -> References:
+    """Frozen embeddings of all training rows and of their targets, each of shape (rows, dim).
+
+    Raises DataError if they are not as many as the training rows.
+    """
+    tensors = io.read_tensors(embeddings)
+    count = len(targets.rows)
+    columns = {}
+    for column in (*embedding.CAPTIONS, *embedding.IMAGES):
+        columns[column] = tensors.get(f"train.{column}", torch.empty(0))
+        if len(columns[column]) != count:
+            raise io.DataError(f"{embeddings}: {len(columns[column])} rows of train.{column}, not {count}; embed again")
+    return References(
+        safe_text=columns["safe_caption"],
+        unsafe_text=columns["unsafe_caption"],
+        safe_image=columns["safe_image"],
+        unsafe_image=columns["unsafe_image"],
+        target_text=columns["safe_caption"][targets.rows],
+        target_image=columns["safe_image"][targets.rows],
+    )
