@@ -60,9 +60,8 @@ def main() -> None:
 
     Each command is one step of the workflow, which runs them all: snakemake --cores all
     """
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    logging.getLogger("saferclip").setLevel(logging.INFO)  # other packages speak only when something is wrong
 
 
 def _settings(command: Command) -> Command:

@@ -15,8 +15,8 @@ R = f"results/{RUN.name}"
 LOGS = f"{R}/logs"
 SPLITS = ("train", "validation", "test")
 
-# A conda environment of this name comes from environment.yml; used with --software-deployment-method conda.
-ENVIRONMENT = "saferclip"
+# What every rule runs in. Activate it (or .venv) before Snakemake; jobs inherit it.
+ENVIRONMENT = "../../environment.yml"
 
 TRAINED = [method for method, section in RUN.methods.items() if section]
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
