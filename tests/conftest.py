@@ -49,11 +49,11 @@ def tiny_quadruples(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
 
 
 def random_quadruples(count: int, split: str, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows of a quadruple table; ids, captions and images are all distinct."""
+    """Rows of a quadruple table; ids and captions are distinct, also from those of other splits."""
     random = np.random.default_rng(seed)
 
     def caption(things: tuple[str, ...], row: int) -> str:
-        return f"a {random.choice(COLOURS)} {random.choice(things)} by the {random.choice(SAFE_THINGS)} of house {row}"
+        return f"a {random.choice(COLOURS)} {random.choice(things)} by the {random.choice(SAFE_THINGS)}, {split} {row}"
 
     def image() -> bytes:
         # 4 x 4 coloured tiles: far enough apart for even an untrained model to tell them apart.

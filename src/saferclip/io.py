@@ -256,7 +256,8 @@ def read_evaluation(path: Path) -> EvaluationRecord:
     try:
         return EvaluationRecord.model_validate(read_json(path))
     except ValidationError as error:
-        raise DataError(f"{path}: not an evaluation record: {error}") from error
+        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        raise DataError(f"{path}: not an evaluation record: {'; '.join(problems)}") from error
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

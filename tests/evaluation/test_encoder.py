@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from saferclip import io, models
+from saferclip.evaluation.encoder import Encoder, Encoders
+
+
+def cell(colour: str) -> dict[str, bytes]:
+    return {"bytes": io.encode_png(Image.new("RGB", (32, 32), colour))}
+
+
+@pytest.fixture
+def encoder(tiny_clip_folder: Path) -> Encoder:
+    return Encoder.load(tiny_clip_folder, batch_size=2, name="tiny")
+
+
+def test_embeddings_are_the_models_in_the_order_asked_for(encoder: Encoder) -> None:
+    captions = ["a cat", "a red bus under a tree", "a cup"]
+    encoder.texts(captions[1:])
+    torch.testing.assert_close(encoder.texts(captions), models.encode_texts(encoder.clip, captions, batch_size=8))
+    pictures = [cell(colour) for colour in ("red", "green", "blue")]
+    plain = models.encode_images(encoder.clip, map(io.decode_image, pictures), batch_size=8)
+    torch.testing.assert_close(encoder.images(pictures), plain)
+
+
+def test_equal_items_are_embedded_once_and_equally(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    encode = models.encode_texts
+
+    def noted(clip: models.Clip, texts: list[str], *options: object) -> torch.Tensor:
+        asked.extend(texts)
+        return encode(clip, texts, *options)
+
+    monkeypatch.setattr(models, "encode_texts", noted)
+    found = encoder.texts(["a cat", "a bus", "a cat"])
+    again = encoder.texts(["a bus", "a tree", "a cat"])
+    assert sorted(asked) == ["a bus", "a cat", "a tree"]
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(again[0], found[1])
+    assert torch.equal(again[2], found[0])
+
+
+def test_nothing_gives_nothing(encoder: Encoder) -> None:
+    assert len(encoder.texts([])) == len(encoder.images([])) == 0
+
+
+def test_the_untuned_model_is_its_own_base(tiny_clip_folder: Path, tiny_resnet_clip_folder: Path) -> None:
+    untuned = Encoders.load(tiny_clip_folder, tiny_clip_folder.parent / "." / tiny_clip_folder.name, batch_size=2)
+    assert untuned.model is untuned.base
+    tuned = Encoders.load(tiny_resnet_clip_folder, tiny_clip_folder, batch_size=2)
+    assert tuned.model is not tuned.base

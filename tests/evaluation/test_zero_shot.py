@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from saferclip import io, models
+from saferclip.config import EvaluationSettings
+from saferclip.evaluation import zero_shot
+from saferclip.evaluation.encoder import Encoders
+
+Remove = Callable[[Path, str, list[int]], None]
+
+
+def slow_predictions(path: Path, encoders: Encoders) -> dict[str, list[tuple[int, int, int]]]:
+    """(row, label, predicted class) of every image, one image and one class at a time."""
+    sets, found = io.read_json(path.with_suffix(".json")), {}
+    clip = encoders.model.clip
+    for name, task in sets.items():
+        means = []
+        for phrase in task["classes"]:
+            prompts = models.encode_texts(clip, [template.format(phrase) for template in task["templates"]], 8)
+            mean = sum(prompts.double().numpy()) / len(task["templates"])
+            means.append(mean / np.linalg.norm(mean))
+        found[name] = []
+        for place, row in enumerate(io.read_table(path).to_pylist()):
+            if row["set"] == name and row["image"] is not None:
+                image = models.encode_images(clip, [io.decode_image(row["image"])], 1)[0].double().numpy()
+                found[name].append((place, row["label"], int(np.argmax([mean @ image for mean in means]))))
+    return found
+
+
+@pytest.mark.parametrize("missing", [[], [1, 2, 9]])
+def test_accuracy_is_the_mean_over_classes_and_over_sets(
+    files: dict[str, Path], encoders: Encoders, settings: EvaluationSettings, without: Remove, missing: list[int]
+) -> None:
+    without(files["zero_shot"], "image", missing)
+    found = zero_shot.evaluate(files["zero_shot"], encoders, settings)
+    accuracies = []
+    for name, predictions in slow_predictions(files["zero_shot"], encoders).items():
+        by_class: dict[int, list[bool]] = {}
+        for _, label, predicted in predictions:
+            by_class.setdefault(label, []).append(label == predicted)
+        accuracies.append(100 * np.mean([np.mean(outcomes) for outcomes in by_class.values()]))
+        assert found.metrics[f"{name}/accuracy"].value == pytest.approx(accuracies[-1])
+        rows = [row for row in found.ranks if row["direction"] == name]
+        assert [row["query_id"] for row in rows] == [str(place) for place, _, _ in predictions]
+        assert [row["rank"] == 1 for row in rows] == [label == predicted for _, label, predicted in predictions]
+    assert found.metrics["mean/accuracy"].value == pytest.approx(np.mean(accuracies))
+    assert found.metrics["mean/accuracy"].count == len(found.ranks) == 16 - len(missing)
+    assert found.counts["without_image"] == len(missing)
+
+
+def test_a_set_without_images_is_left_out_of_the_mean(
+    files: dict[str, Path], encoders: Encoders, settings: EvaluationSettings, without: Remove
+) -> None:
+    without(files["zero_shot"], "image", list(range(8)))
+    found = zero_shot.evaluate(files["zero_shot"], encoders, settings)
+    assert set(found.metrics) == {"colours/accuracy", "mean/accuracy"}
+    assert found.metrics["mean/accuracy"].value == found.metrics["colours/accuracy"].value
+    assert found.counts["objects/images"] == 0
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ({"objects": {"classes": ["a", "b", "c"], "templates": ["{}"]}}, "row 8 belongs to set 'colours'"),
+        (
+            {name: {"classes": ["a", "b"], "templates": ["{}"]} for name in ("objects", "colours")},
+            "row 2 has label 2; set 'objects' has 2 classes",
+        ),
+    ],
+)
+def test_a_table_that_does_not_fit_its_classes_is_refused(
+    files: dict[str, Path],
+    encoders: Encoders,
+    settings: EvaluationSettings,
+    sets: dict[str, dict[str, list[str]]],
+    message: str,
+) -> None:
+    io.write_json(files["zero_shot"].with_suffix(".json"), sets)
+    with pytest.raises(io.DataError, match=message):
+        zero_shot.evaluate(files["zero_shot"], encoders, settings)
+
+
+def test_sets_without_any_image_are_refused(
+    files: dict[str, Path], encoders: Encoders, settings: EvaluationSettings, without: Remove
+) -> None:
+    without(files["zero_shot"], "image", list(range(16)))
+    with pytest.raises(io.DataError, match="no row has an image"):
+        zero_shot.evaluate(files["zero_shot"], encoders, settings)
