@@ -1,0 +1,125 @@
+"""What Snakemake plans to do after one change: all that depends on it, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+AGGREGATES = {"figure", "table", "report", "all"}
+
+
+def test_a_finished_run_has_nothing_to_do(finished: Any) -> None:
+    assert "Nothing to be done" in finished.plan().text
+
+
+def test_a_figure_setting_redraws_and_does_nothing_else(finished: Any) -> None:
+    config = finished.variant("dpi", {"figures.dpi": 90})
+    assert set(finished.plan(config=config).counts) == AGGREGATES
+
+
+def test_a_learning_rate_retrains_its_method_alone(finished: Any) -> None:
+    config = finished.variant("rate", {"methods.safer-clip.learning_rate": 2.5e-3})
+    plan = finished.plan(config=config)
+    expected = [{"method": "safer-clip", "seed": seed} for seed in ("0", "1", "2")]
+    assert sorted(plan.of("training"), key=str) == expected
+    assert sorted(plan.of("evaluation"), key=str) == expected
+    assert set(plan.counts) == {"training", "evaluation", *AGGREGATES}
+
+
+def test_a_further_method_runs_beside_the_others(finished: Any) -> None:
+    methods = yaml.safe_load((finished.folder / "config/mini.yaml").read_text())["methods"]
+    config = finished.variant("more", {"methods.ablation": methods["safer-clip"] | {"curriculum": "none"}})
+    plan = finished.plan(config=config)
+    assert {job["method"] for job in plan.of("training")} == {"ablation"}
+    assert {job["method"] for job in plan.of("evaluation")} == {"ablation"}
+
+
+def test_a_further_seed_trains_only_that_seed(finished: Any) -> None:
+    plan = finished.plan(config=finished.variant("seeds", {"seeds": [0, 1, 2, 3]}))
+    assert {job["seed"] for job in plan.of("training")} == {"3"}
+    assert {"data", "embedding", "mining", "benchmark"}.isdisjoint(plan.counts)
+
+
+def test_an_evaluation_setting_evaluates_without_training(finished: Any) -> None:
+    plan = finished.plan(config=finished.variant("bootstrap", {"evaluation.bootstrap": 77}))
+    assert set(plan.counts) == {"evaluation", *AGGREGATES}
+    assert plan.counts["evaluation"] == 7
+
+
+def test_the_notation_of_a_setting_does_not_matter(finished: Any) -> None:
+    """1e-3, 0.001 and another order of keys mean the same, so nothing is to be done."""
+    file = finished.folder / "config/mini.yaml"
+    text = file.read_text()
+    assert "1.0e-3" in text
+    (finished.folder / "config/notation.yaml").write_text(text.replace("1.0e-3", "0.001"))
+    assert "Nothing to be done" in finished.plan(config="notation").text
+
+
+@pytest.mark.parametrize(
+    ("module", "rules"),
+    [
+        ("figures/figure.py", {"figure", "report", "all"}),
+        ("figures/table.py", {"table", "report", "all"}),
+        ("evaluation/zero_shot.py", {"evaluation", *AGGREGATES}),
+        ("training/losses.py", {"training", "evaluation", *AGGREGATES}),
+        ("mining/nearest.py", {"mining", "training", "evaluation", *AGGREGATES}),
+        ("cli.py", None),
+        ("config.py", None),
+    ],
+)
+def test_edited_code_runs_its_step_and_what_follows(finished: Any, module: str, rules: set[str] | None) -> None:
+    file = finished.folder / "src/saferclip" / module
+    text = file.read_bytes()
+    try:
+        file.write_bytes(text + b"\n# edited\n")
+        plan = finished.plan()
+    finally:
+        file.write_bytes(text)
+    assert set(plan.counts) == (rules or set())
+
+
+def test_a_touched_file_with_the_same_content_changes_nothing(finished: Any) -> None:
+    """As after git checkout or dvc pull: time stamps are new, contents are not."""
+    for file in (finished.folder / "src/saferclip").rglob("*.py"):
+        file.touch()
+    (finished.folder / "results/mini/data/train.parquet").touch()
+    assert "Nothing to be done" in finished.plan().text
+
+
+def test_the_default_run_never_trains_the_base_model(finished: Any) -> None:
+    plan = finished.plan("--forceall")
+    assert "base_model" in plan.counts
+    assert "base_model_training" not in plan.counts
+    assert finished.plan("base_model_training").counts["base_model_training"] == 1
+
+
+def test_learning_rates_are_searched_only_on_request(finished: Any) -> None:
+    assert "learning_rate_training" not in finished.plan("--forceall").counts
+    plan = finished.plan("learning_rate_selection", "--forcerun", "learning_rate_selection")
+    trials = plan.of("learning_rate_training")
+    assert {trial["method"] for trial in trials} == {"safe-clip", "safer-clip"}
+    assert len(trials) == 2 * len({trial["rate"] for trial in trials})
+    assert "training" not in plan.counts
+
+
+def test_own_pairs_have_no_benchmarks_of_the_embedded_world(finished: Any) -> None:
+    tables = {}
+    for split in ("train", "validation", "test"):
+        (finished.folder / f"{split}.csv").write_text("id\n")
+        tables[split] = f"{split}.csv"
+    config = finished.variant(
+        "own",
+        {
+            "name": "own",
+            "data": {"source": "local", "local": tables},
+            "benchmark": None,
+            "evaluation.benchmarks": ["test", "drift"],
+        },
+    )
+    plan = finished.plan(config=config)
+    assert {"test_sets", "benchmark"}.isdisjoint(plan.counts)
+    assert {"data", "mining", "training", "evaluation", "report"} <= set(plan.counts)
+    assert not re.search(r"results/own/\S*(zero_shot|gallery|nsfw_caps)", plan.text)

@@ -1,0 +1,126 @@
+"""Conventions that every rule keeps, read from Snakemake's own parse of the rules."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TARGETS = {"all", "figures_and_tables"}  # these only name files
+
+# Prints what Snakemake understood; a process of its own, because Snakemake is one workflow per process.
+DUMP = """
+import json, sys
+from pathlib import Path
+from snakemake.api import SnakemakeApi
+from snakemake.settings.types import ConfigSettings, OutputSettings, ResourceSettings
+with SnakemakeApi(OutputSettings(stdout=False)) as api:
+    workflow = api.workflow(
+        resource_settings=ResourceSettings(cores=2),
+        config_settings=ConfigSettings(configfiles=[Path(sys.argv[1])]),
+        snakefile=Path("Snakefile"),
+    )._workflow
+    rules = [
+        {
+            "name": rule.name,
+            "log": list(map(str, rule.log)),
+            "benchmark": str(rule.benchmark or ""),
+            "resources": sorted(rule.resources),
+            "docstring": rule.docstring or "",
+            "shell": rule.shellcmd or "",
+            "output": list(map(str, rule.output)),
+            "norun": rule.norun,
+        }
+        for rule in workflow.rules
+    ]
+print("RULES" + json.dumps(rules, default=str))
+"""
+
+
+@pytest.fixture(scope="module", params=["mini", "tiny"])
+def rules(request: pytest.FixtureRequest, finished: Any) -> dict[str, dict[str, Any]]:
+    text = finished.run(sys.executable, "-c", DUMP, f"config/{request.param}.yaml").stdout
+    found = json.loads(text.rpartition("RULES")[2])
+    return {rule["name"]: rule for rule in found if rule["name"] not in TARGETS}
+
+
+def test_every_rule_says_what_it_needs_and_where_it_logs(rules: dict[str, dict[str, Any]]) -> None:
+    assert len(rules) >= 12
+    for name, rule in rules.items():
+        assert rule["log"], f"{name}: no log"
+        assert rule["benchmark"], f"{name}: no benchmark"
+        assert {"mem_mb", "runtime"} <= set(rule["resources"]), f"{name}: memory or runtime not stated"
+        assert rule["docstring"], f"{name}: no docstring"
+        assert "{log}" in rule["shell"], f"{name}: the log is not written"
+
+
+def test_every_rule_states_its_threads() -> None:
+    """In the text: Snakemake fills in 1 where a rule says nothing."""
+    text = "\n".join(file.read_text() for file in sorted((ROOT / "workflow/rules").glob("*.smk")))
+    blocks = re.split(r"^ *rule (\w+):$", text, flags=re.MULTILINE)[1:]
+    stated = {name: re.search(r"^ *threads: \d+$", body, re.MULTILINE) for name, body in batched_pairs(blocks)}
+    assert len(stated) >= 12
+    assert {name for name, found in stated.items() if not found} == TARGETS - {"all"}
+
+
+def batched_pairs(items: list[str]) -> list[tuple[str, str]]:
+    return list(zip(items[::2], items[1::2], strict=True))
+
+
+def test_rule_command_log_and_folder_share_a_name(rules: dict[str, dict[str, Any]]) -> None:
+    called = {}
+    for name, rule in rules.items():
+        command = re.match(r"saferclip ([a-z-]+)", rule["shell"])
+        if command:
+            called[name] = command[1].replace("-", "_")
+    assert {name for name, command in called.items() if name != command} == {"learning_rate_training"}
+    assert set(rules) - set(called) == {"report", "learning_rates"}
+    for name in called.keys() - {"figure", "table", "base_model_training", "learning_rate_training"}:
+        folder = f"/{name}/" if name != "learning_rate_selection" else "learning_rates.csv"
+        assert all(folder in file for file in rules[name]["output"]), name
+        assert f"/{name}" in rules[name]["log"][0], name
+
+
+def test_every_command_is_used_by_a_rule(rules: dict[str, dict[str, Any]]) -> None:
+    from saferclip.cli import main
+
+    used = {match[1] for rule in rules.values() if (match := re.match(r"saferclip ([a-z-]+)", rule["shell"]))}
+    assert set(main.commands) - used == {"settings", "validate"}
+
+
+def test_the_package_knows_nothing_of_snakemake() -> None:
+    files = list((ROOT / "src").rglob("*.py"))
+    assert files
+    for file in files:
+        assert not re.search(r"^\s*(import|from) snakemake|snakemake\.", file.read_text(), re.MULTILINE), file
+
+
+def test_the_main_path_fits_on_one_screen() -> None:
+    assert len((ROOT / "Snakefile").read_text().splitlines()) <= 60
+
+
+def test_lint_is_clean(finished: Any) -> None:
+    assert "in a good condition" in finished.run(sys.executable, "-m", "snakemake", "--lint").stdout
+
+
+def test_modules_are_those_a_step_imports(finished: Any) -> None:
+    """The list of source files behind a step against what Python really loads."""
+    summary = finished.plan("--forceall").text
+    inputs = re.search(r"rule mining:\n    input: (.*)\n", summary)
+    assert inputs
+    listed = {file for file in inputs[1].split(", ") if file.endswith(".py")}
+    script = (
+        "import sys, saferclip.mining.nearest;"
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('saferclip.')), sep='\\n')"
+    )
+    loaded = {
+        str(Path(line).relative_to(finished.folder))
+        for line in finished.run(sys.executable, "-c", script).stdout.splitlines()
+    }
+    assert loaded - {"src/saferclip/config.py"} <= listed
+    assert "src/saferclip/figures/registry.py" not in listed
