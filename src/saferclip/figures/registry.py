@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from saferclip.config import Config
 
-BENCHMARKS = frozenset({"test", "nsfw_caps", "gallery", "zero_shot", "drift"})
+BENCHMARKS = ("test", "nsfw_caps", "gallery", "zero_shot", "drift")
 
 RANKS = "evaluation/{method}/seed-{seed}/ranks.parquet"
 TEST = "evaluation/{method}/seed-{seed}/test.json"
@@ -30,9 +31,9 @@ class Product:
 
     ``inputs`` are paths below the run's folder.  ``{method}`` and ``{seed}`` stand for every
     evaluated pair, ``{trained}`` and ``{seed}`` for every trained one, ``{untuned}`` and ``{seed}``
-    for the base model.  A file named after a benchmark is read only where the run has that
-    benchmark; those in ``needs`` cannot be done without.  Captions call the run's two sets of
-    quadruples ``{test}`` and ``{nsfw_caps}``.
+    for the base model; ``{first}`` is a method's first seed.  A file named after a benchmark is
+    read only where the run has that benchmark; those in ``needs`` cannot be done without.  Captions
+    call the run's two sets of quadruples ``{test}`` and ``{nsfw_caps}``.
     """
 
     title: str
@@ -84,7 +85,7 @@ FIGURES: Mapping[str, Product] = {
         caption="Where safe and unsafe inputs of {test} lie before and after fine-tuning, on the first two "
         "principal components of the base model's embeddings.",
         function="saferclip.figures.plots.embedding_map:draw",
-        inputs=("evaluation/{method}/seed-{seed}/embeddings.safetensors",),
+        inputs=("evaluation/{method}/seed-{first}/embeddings.safetensors",),
         needs=frozenset({"test"}),
     ),
     "retrieval_grid": Product(
@@ -92,7 +93,7 @@ FIGURES: Mapping[str, Product] = {
         caption="The first image that each method retrieves for unsafe captions of {test} from a gallery of all "
         "safe and unsafe images.",
         function="saferclip.figures.plots.retrieval_grid:draw",
-        inputs=("data/test.parquet", RANKS),
+        inputs=("data/test.parquet", "evaluation/{method}/seed-{first}/ranks.parquet"),
         needs=frozenset({"test"}),
     ),
 }
@@ -109,7 +110,7 @@ TABLES: Mapping[str, Product] = {
         title="Claims of the paper",
         caption="Each claim of the paper, what this run measured for it, and whether that supports it.",
         function="saferclip.figures.tables.claims:claims",
-        inputs=(RANKS, *ZERO_SHOT_SETS, "mining/neighbours.parquet", "benchmark/nsfw_caps.parquet"),
+        inputs=(TEST, RANKS, *ZERO_SHOT_SETS, "mining/neighbours.parquet", "benchmark/nsfw_caps.parquet"),
         needs=frozenset({"test"}),
     ),
     "retrieval": Product(
@@ -153,9 +154,7 @@ TABLES: Mapping[str, Product] = {
         title="Calibration of the embedded world",
         caption="What was asked of the base model before any method was run, and what it measures.",
         function="saferclip.figures.tables.model:calibration",
-        inputs=tuple(
-            path.format(method="{untuned}", seed="{seed}") for path in (TEST, NSFW_CAPS, ZERO_SHOT, RANKS)
-        )
+        inputs=tuple(path.format(method="{untuned}", seed="{seed}") for path in (TEST, NSFW_CAPS, ZERO_SHOT, RANKS))
         + ZERO_SHOT_SETS,
         needs=frozenset({"test"}),
     ),
@@ -198,7 +197,7 @@ def applicable(products: Mapping[str, Product], config: Config) -> list[str]:
 
 def inputs(product: Product, config: Config) -> list[str]:
     """The files that a product reads, relative to the run's folder, in a stable order."""
-    left_out = BENCHMARKS - set(config.evaluation.benchmarks)
+    left_out = set(BENCHMARKS) - set(config.evaluation.benchmarks)
     patterns = [path for path in product.inputs if PurePosixPath(path).stem not in left_out]
     return list(dict.fromkeys(path for pattern in patterns for path in _expand(pattern, config)))
 
@@ -213,6 +212,24 @@ def _expand(pattern: str, config: Config) -> list[str]:
     }
     for placeholder, methods in groups.items():
         if placeholder in pattern:
-            named = [(pattern.replace(placeholder, method), method) for method in methods]
-            return [path.replace("{seed}", str(seed)) for path, method in named for seed in runs[method]]
+            return [
+                pattern.replace(placeholder, method)
+                .replace("{first}", str(runs[method][0]))
+                .replace("{seed}", str(seed))
+                for method in methods
+                for seed in runs[method]
+            ]
     return [pattern]
+
+
+def find(products: Mapping[str, Product], name: str) -> Product:
+    """One product; raises ValueError naming those that exist."""
+    if name not in products:
+        raise ValueError(f"there is no '{name}'; choose one of: {', '.join(products)}")
+    return products[name]
+
+
+def function(product: Product) -> Any:
+    """The function that makes a product, imported only now."""
+    module, _, name = product.function.partition(":")
+    return getattr(import_module(module), name)

@@ -1,0 +1,1 @@
+"""One module for each figure; the registry says which files it reads."""

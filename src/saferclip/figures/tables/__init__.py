@@ -1,0 +1,1 @@
+"""One function for each table; the registry says which files it reads."""

@@ -1,0 +1,362 @@
+"""A whole run's results folder with made-up numbers, in the formats that the stages write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from safetensors.numpy import save_file
+
+from saferclip import io
+from saferclip.config import FigureSettings
+
+RUNS = {"clip": (0,), "safe-clip": (0, 1, 2), "safer-clip": (0, 1, 2)}
+QUADRUPLES = 120
+GALLERY_UNSAFE = 60
+RESAMPLES, SEED = 200, 7
+# Of a query's latent ease in 0..1, how much a method needs for the correct item to come first.
+EASE_NEEDED = {
+    "clip": {"text_to_image": 0.3, "image_to_text": 0.3, "unsafe_text_to_image": 0.95, "unsafe_image_to_text": 0.97},
+    "safe-clip": {"text_to_image": 0.6, "image_to_text": 0.62, "unsafe_text_to_image": 0.8, "unsafe_image_to_text": 0.8},
+    "safer-clip": {"text_to_image": 0.35, "image_to_text": 0.4, "unsafe_text_to_image": 0.5, "unsafe_image_to_text": 0.6},
+}
+UNSAFE_SHARE = {"clip": 0.93, "safe-clip": 0.25, "safer-clip": 0.15}
+ZERO_SHOT = {"clip": 0.78, "safe-clip": 0.55, "safer-clip": 0.68}
+ZERO_SHOT_SETS = {"objects": 5, "sketches": 4, "novel_objects": 5, "colours": 3, "counts": 4, "backgrounds": 6}
+CATEGORIES = ("weapons", "drugs & alcohol", "self_harm")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A results folder and the settings to read it with."""
+
+    folder: Path
+    settings: FigureSettings
+
+    def record(self, method: str, seed: int, benchmark: str) -> Any:
+        return json.loads((self.folder / f"evaluation/{method}/seed-{seed}/{benchmark}.json").read_text())
+
+    def value(self, method: str, seed: int, benchmark: str, metric: str) -> float:
+        return self.record(method, seed, benchmark)["metrics"][metric]["value"]
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A whole run; tests must not change its files."""
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """A function (runs=..., benchmarks=...) -> Run, for tests that need another one or change its files."""
+
+    def make(**changes: Any) -> Run:
+        return write_run(tmp_path_factory.mktemp("run"), **changes)
+
+    return make
+
+
+def write_run(
+    folder: Path,
+    runs: dict[str, tuple[int, ...]] | None = None,
+    benchmarks: Sequence[str] = ("test", "nsfw_caps", "gallery", "zero_shot", "drift"),
+    title: str = "ViSU-mini",
+) -> Run:
+    """Write every file that a figure or table may read."""
+    runs = runs or RUNS
+    _write_data(folder)
+    _write_zero_shot_sets(folder)
+    _write_mining(folder)
+    _write_benchmark(folder)
+    for method, seeds in runs.items():
+        for seed in seeds:
+            _write_evaluation(folder, method, seed, benchmarks)
+            if method != "clip":
+                _write_training(folder / "training" / method / f"seed-{seed}", method, seed)
+    _write_selection(folder)
+    settings = FigureSettings(
+        formats=("pdf", "png"), dpi=100, palette="colorblind", examples=3, title=title, runs=runs
+    )
+    return Run(folder, settings)
+
+
+def random_for(*names: object) -> np.random.Generator:
+    """Random numbers that depend on nothing but the names."""
+    return np.random.default_rng(list("/".join(map(str, names)).encode()))
+
+
+def _identifiers(benchmark: str) -> list[str]:
+    return [f"{benchmark}-{row:05d}" for row in range(QUADRUPLES)]
+
+
+def picture(colour: str, shape: str, row: int) -> bytes:
+    """A small scene: one shape whose place depends on the row."""
+    image = Image.new("RGB", (64, 64), "#e8e4d8" if shape == "ellipse" else "#3a3f4a")
+    corner = 8 + 3 * (row % 7)
+    getattr(ImageDraw.Draw(image), shape)((corner, corner, corner + 28, corner + 28), fill=colour)
+    return io.encode_png(image)
+
+
+def quadruples(split: str) -> list[dict[str, Any]]:
+    colours = ("green", "teal", "navy", "olive", "purple")
+    return [
+        {
+            "id": identifier,
+            "split": split,
+            "category": CATEGORIES[row % len(CATEGORIES)],
+            "safe_caption": f"a {colours[row % 5]} ball lies on the table beside an old clock",
+            "unsafe_caption": f"a {colours[row % 5]} pistol lies on the table beside an old clock, number {row}",
+            "safe_image": picture(colours[row % 5], "ellipse", row),
+            "unsafe_image": picture("red", "rectangle", row),
+        }
+        for row, identifier in enumerate(_identifiers(split))
+    ]
+
+
+def _write_data(folder: Path) -> None:
+    io.write_table(folder / "data" / "test.parquet", quadruples("test"))
+
+
+def _write_zero_shot_sets(folder: Path) -> None:
+    rows = [
+        # Classes of different sizes: the mean per class is not the mean over images.
+        {"set": name, "label": label, "image": picture("teal", "ellipse", label)}
+        for name, classes in ZERO_SHOT_SETS.items()
+        for label in range(classes)
+        for _ in range(6 + 3 * label)
+    ]
+    io.write_table(folder / "test_sets" / "zero_shot.parquet", rows)
+    io.write_json(
+        folder / "test_sets" / "zero_shot.json",
+        {
+            name: {
+                "title": name.replace("_", " ").capitalize(),
+                "classes": [f"{name} {label}" for label in range(classes)],
+                "templates": ["a photo of {}"],
+            }
+            for name, classes in ZERO_SHOT_SETS.items()
+        },
+    )
+
+
+def _write_mining(folder: Path) -> None:
+    random = random_for("mining")
+    paired = np.clip(random.normal(0.62, 0.13, 600), -1, 1)
+    nearest = np.maximum(paired, np.clip(random.normal(0.86, 0.06, 600), -1, 1))
+    difficulty = np.argsort(np.argsort(-nearest)) * 3 // len(nearest)
+    rows = [
+        {
+            "unsafe_id": f"train-{row:05d}",
+            "safe_id": f"train-{row if paired[row] == nearest[row] else (row * 7) % 600:05d}",
+            "similarity": float(nearest[row]),
+            "paired_similarity": float(paired[row]),
+            "difficulty": int(difficulty[row]),
+        }
+        for row in range(600)
+    ]
+    io.write_table(folder / "mining" / "neighbours.parquet", rows)
+    summary = {
+        "unsafe_captions": 600,
+        "different_targets": len({row["safe_id"] for row in rows}),
+        "nearest_is_pair_share": 100 * float(np.mean(paired == nearest)),
+        "nearest": _distribution(nearest),
+        "paired": _distribution(paired),
+        "difficulty": {
+            name: {
+                "count": int((difficulty == level).sum()),
+                "lowest": float(nearest[difficulty == level].min()),
+                "highest": float(nearest[difficulty == level].max()),
+            }
+            for level, name in enumerate(("easy", "medium", "hard"))
+        },
+    }
+    io.write_json(folder / "mining" / "summary.json", summary)
+
+
+def _distribution(values: np.ndarray) -> dict[str, Any]:
+    quantiles = (0.05, 0.25, 0.5, 0.75, 0.95)
+    return {"mean": float(values.mean()), "quantiles": {f"{q:g}": float(np.quantile(values, q)) for q in quantiles}}
+
+
+def _write_benchmark(folder: Path) -> None:
+    similarity = np.clip(random_for("benchmark").normal(0.81, 0.06, QUADRUPLES), 0.6, 0.98)
+    rows = [{**row, "similarity": float(value)} for row, value in zip(quadruples("nsfw_caps"), similarity, strict=True)]
+    io.write_table(folder / "benchmark" / "nsfw_caps.parquet", rows)
+    datasheet = {
+        "counts": {category: QUADRUPLES // 3 for category in CATEGORIES},
+        "candidates": 200,
+        "rejected": {"duplicate": 12, "similarity": 60, "image_not_unsafe": 8},
+        "similarity": {"nsfw_caps": {"mean": 0.81, "q05": 0.7}, "train": {"mean": 0.62, "q05": 0.4}},
+        "licence": "MIT",
+        "intended_use": "testing redirection; 100% synthetic_data | not for training",
+        "provenance": {"commit": None},
+    }
+    io.write_json(folder / "benchmark" / "datasheet.json", datasheet)
+
+
+def _write_selection(folder: Path) -> None:
+    rows = [
+        {"method": method, "learning_rate": rate, "score": score, "chosen": rate == 1e-3}
+        for method, scores in {"safe-clip": (20.0, 31.25, 12.5), "safer-clip": (40.0, 52.5, 50.0)}.items()
+        for rate, score in zip((3e-4, 1e-3, 3e-3), scores, strict=True)
+    ]
+    io.write_csv(folder / "learning_rate_selection" / "selection.csv", rows)
+
+
+def _write_evaluation(folder: Path, method: str, seed: int, benchmarks: Sequence[str]) -> None:
+    output = folder / "evaluation" / method / f"seed-{seed}"
+    evaluators = {
+        "test": _quadruple_benchmark,
+        "nsfw_caps": _quadruple_benchmark,
+        "gallery": _gallery,
+        "zero_shot": _zero_shot,
+        "drift": _drift,
+    }
+    ranks: list[dict[str, Any]] = []
+    for benchmark in benchmarks:
+        metrics, rows = evaluators[benchmark](folder, method, seed, benchmark)
+        record = {
+            "method": method,
+            "seed": seed,
+            "benchmark": benchmark,
+            "counts": {"rows": len(rows)},
+            "metrics": metrics,
+            "provenance": {"settings": {"bootstrap": RESAMPLES, "bootstrap_seed": SEED}},
+        }
+        io.write_json(output / f"{benchmark}.json", record)
+        ranks += [{"benchmark": benchmark, **row} for row in rows]
+    io.write_table(output / "ranks.parquet", ranks)
+    _write_embeddings(output / "embeddings.safetensors", method)
+
+
+def _metric(values: Sequence[float], interval: bool = True) -> dict[str, Any]:
+    mean = sum(values) / len(values)
+    metric: dict[str, Any] = {"value": mean, "count": len(values)}
+    return {**metric, "low": mean - 1.5, "high": mean + 1.25} if interval else metric
+
+
+def _rank_row(direction: str, query: str, rank: int, top_id: str, top_unsafe: bool) -> dict[str, Any]:
+    row = {"direction": direction, "query_id": query, "rank": rank, "top_id": top_id}
+    return {**row, "top_unsafe": top_unsafe, "similarity": 0.5}
+
+
+def _quadruple_benchmark(folder: Path, method: str, seed: int, benchmark: str) -> tuple[dict[str, Any], list[Any]]:
+    metrics: dict[str, Any] = {"paired_caption_similarity": _metric([0.62 if benchmark == "test" else 0.79])}
+    rows = []
+    easier = 0.25 if benchmark == "nsfw_caps" and method == "safer-clip" else 0.0
+    identifiers = _identifiers(benchmark)
+    for direction, needed in EASE_NEEDED[method].items():
+        ease = random_for(benchmark, direction).random(QUADRUPLES)  # the same for every method
+        ease = ease + random_for(benchmark, direction, method, seed).normal(0, 0.08, QUADRUPLES)
+        limit = needed - (easier if direction.startswith("unsafe") else 0)
+        unsafe = direction.startswith("unsafe")
+        for query, value in enumerate(ease):
+            rank = 1 if value > limit else 2 + int(40 * (limit - value))
+            top = query if rank <= 2 and unsafe else (query if rank == 1 else (query + rank) % QUADRUPLES)
+            top_unsafe = unsafe and rank > 1 and (value < UNSAFE_SHARE[method] * limit)
+            rows.append(_rank_row(direction, identifiers[query], rank, identifiers[top], bool(top_unsafe)))
+        own = [row for row in rows if row["direction"] == direction]
+        for k in (1, 10, 20):
+            metrics[f"{direction}/recall@{k}"] = _metric([100.0 * (row["rank"] <= k) for row in own])
+        if unsafe:
+            metrics[f"{direction}/unsafe_share"] = _metric([100.0 * row["top_unsafe"] for row in own])
+    random = random_for(benchmark, "safeground", method, seed)
+    for name in ("text", "image", "safe_query", "unsafe_query", "group"):
+        metrics[f"safeground/{name}"] = _metric(list(100 * random.random(3)))
+    for name in ("safe_text", "unsafe_text", "safe_image", "unsafe_image"):
+        metrics[f"preference/{name}"] = _metric(list(100 * random.random(3)))
+    return metrics, rows
+
+
+def _gallery(folder: Path, method: str, seed: int, benchmark: str) -> tuple[dict[str, Any], list[Any]]:
+    metrics, rows = {}, []
+    for direction in ("text_to_image", "image_to_text"):
+        latent = random_for("gallery", direction).random(GALLERY_UNSAFE)
+        noise = random_for("gallery", direction, method, seed).normal(0, 0.05, GALLERY_UNSAFE)
+        unsafe = latent + noise < UNSAFE_SHARE[method]
+        rows += [
+            _rank_row(direction, f"unsafe-{row:05d}", 1 + int(hit), f"{'unsafe' if hit else 'safe'}-{row:05d}", bool(hit))
+            for row, hit in enumerate(unsafe)
+        ]
+        metrics[f"{direction}/unsafe_share"] = _metric([100.0 * hit for hit in unsafe])
+    return metrics, rows
+
+
+def _zero_shot(folder: Path, method: str, seed: int, benchmark: str) -> tuple[dict[str, Any], list[Any]]:
+    table = io.read_table(folder / "test_sets" / "zero_shot.parquet", ("set", "label")).to_pylist()
+    metrics: dict[str, Any] = {}
+    rows = []
+    for name, classes in ZERO_SHOT_SETS.items():
+        places = [place for place, row in enumerate(table) if row["set"] == name]
+        ease = random_for("zero_shot", name).random(len(places))
+        ease = ease + random_for("zero_shot", name, method, seed).normal(0, 0.05, len(places))
+        right = {place: bool(value < ZERO_SHOT[method]) for place, value in zip(places, ease, strict=True)}
+        shares = []
+        for label in range(classes):
+            members = [right[place] for place in places if table[place]["label"] == label]
+            shares.append(100 * sum(members) / len(members))
+        metrics[f"{name}/accuracy"] = {**_metric(shares), "count": len(places)}
+        rows += [_rank_row(name, str(place), 1 if hit else 2, f"{name} 0", False) for place, hit in right.items()]
+    means = [metric["value"] for metric in metrics.values()]
+    metrics["mean/accuracy"] = {**_metric(means), "count": len(table)}
+    return metrics, rows
+
+
+def _drift(folder: Path, method: str, seed: int, benchmark: str) -> tuple[dict[str, Any], list[Any]]:
+    cosine = {"clip": 1.0, "safe-clip": 0.71, "safer-clip": 0.9}[method] + (0 if method == "clip" else seed / 100)
+    values = {"safe_text/cosine": cosine, "safe_image/cosine": cosine, "alignment": 1.3 - cosine / 5}
+    metrics = {name: _metric([value]) for name, value in values.items()}
+    metrics |= {name: _metric([-1 - cosine], interval=False) for name in ("uniformity_text", "uniformity_image")}
+    return {name: {**metric, "count": QUADRUPLES} for name, metric in metrics.items()}, []
+
+
+def _write_embeddings(path: Path, method: str) -> None:
+    """Text and image clouds; redirection moves the unsafe ones towards the safe ones."""
+    random = random_for("embeddings")
+    moved = {"clip": 0.0, "safe-clip": 0.5, "safer-clip": 0.8}[method]
+    content = random.normal(size=(QUADRUPLES, 16))
+    tensors = {}
+    for modality, offset in (("caption", 1.5), ("image", -1.5)):
+        safe = content + 0.3 * random.normal(size=content.shape)
+        safe[:, 0] += offset
+        unsafe = 0.7 * safe + 0.7 * random.normal(size=content.shape)
+        unsafe[:, 1] += 3
+        if method == "safe-clip":
+            safe = safe + 0.6 * random_for("drift").normal(size=content.shape)
+        unsafe = (1 - moved) * unsafe + moved * safe
+        for kind, rows in (("safe", safe), ("unsafe", unsafe)):
+            tensors[f"{kind}_{modality}"] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    save_file(tensors, path)
+
+
+def _write_training(folder: Path, method: str, seed: int) -> None:
+    random = random_for("training", method, seed)
+    start = 2.4 if method == "safe-clip" else 0.7
+    steps = [
+        {
+            "step": step,
+            "epoch": 1 + (step - 1) // 60,
+            "learning_rate": 1e-3,
+            "loss": float(start * (0.4 + 0.6 * np.exp(-step / 80)) + 0.04 * start * random.normal()),
+            "gradient_norm": 1.0,
+            "quadruples_per_second": 400.0,
+        }
+        for step in range(1, 361)
+    ]
+    io.write_csv(folder / "steps.csv", steps)
+    goal = {"text_to_image": 60, "image_to_text": 58, "unsafe_text_to_image": 30, "unsafe_image_to_text": 28}
+    epochs = []
+    for epoch in range(1, 7):
+        reached = {
+            f"{direction}/recall@1": float(value * (1 - np.exp(-epoch / 2)) + random.normal())
+            for direction, value in goal.items()
+        }
+        epochs.append({"epoch": epoch, "quadruples": 2000, "loss": start / epoch, **reached})
+        epochs[-1]["selection_score"] = sum(reached.values()) / 4
+    io.write_csv(folder / "epochs.csv", epochs)
