@@ -209,8 +209,8 @@ def _latex_groups(columns: Sequence[Column]) -> list[str]:
 def _latex_header(table: Table, place: int) -> str:
     """A header; over numbers, its words stand below each other."""
     label = table.columns[place].label
-    lines = [label] if table.is_text(place) else label.split()
-    return rf"\heading{{{_latex_side(table, place)}}}{{{r'\\'.join(map(escape_latex, lines))}}}"
+    text = r"\\".join(escape_latex(line) for line in ([label] if table.is_text(place) else label.split()))
+    return rf"\heading{{{_latex_side(table, place)}}}{{{text}}}"
 
 
 def _latex_rows(table: Table) -> list[str]:
