@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project.copy(tmp_path_factory.mktemp("finished"))
     project.pretend()
     return project
+
+
+@pytest.fixture(scope="session")
+def project_copy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Project]:
+    """A function (name, empty=False) -> a new project folder, with or without the project's files."""
+
+    def make(name: str, empty: bool = False) -> Project:
+        folder = tmp_path_factory.mktemp(name)
+        return Project(folder) if empty else Project.copy(folder)
+
+    return make

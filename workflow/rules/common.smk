@@ -124,12 +124,24 @@ def products(kind):
     return [*registry.applicable(kind, RUN), *chosen]
 
 
-def product(kind, name, what):
-    """What the registry says of a figure or table: 'files' it reads, 'code' behind it, its 'title' or 'caption'."""
-    entry = kind[name]
-    if what == "files":
-        return [f"{R}/{file}" for file in registry.inputs(entry, RUN)]
-    if what == "code":
-        step = "figures.figure" if kind is registry.FIGURES else "figures.table"
-        return modules(step, entry.function.partition(":")[0].removeprefix("saferclip."))
-    return getattr(entry, what)
+def product(what):
+    """What the registry says of the figure or table that a job makes; a function of its wildcards.
+
+    ``what`` is 'files' (that it reads), 'code' (behind it), 'title' or 'caption'.
+    """
+
+    def look_up(wildcards):
+        noun, name = next(iter(wildcards.items()))
+        entry = (registry.FIGURES if noun == "figure" else registry.TABLES)[name]
+        if what == "files":
+            return [f"{R}/{file}" for file in registry.inputs(entry, RUN)]
+        if what == "code":
+            return modules(f"figures.{noun}", entry.function.partition(":")[0].removeprefix("saferclip."))
+        return getattr(entry, what)
+
+    return look_up
+
+
+def labels(format):
+    """How the report lists a figure or table: by its title, with a switch between two formats."""
+    return lambda wildcards: {next(iter(wildcards.keys())): product("title")(wildcards), "format": format}

@@ -11,7 +11,7 @@ rule data:
         f"{LOGS}/data.tsv"
     conda:
         ENVIRONMENT
-    threads: 1
+    threads: 2
     resources:
         mem_mb=2000,
         runtime=60,
@@ -34,7 +34,7 @@ rule test_sets:
         f"{LOGS}/test_sets.tsv"
     conda:
         ENVIRONMENT
-    threads: 1
+    threads: 2
     resources:
         mem_mb=2000,
         runtime=60,

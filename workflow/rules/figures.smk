@@ -1,18 +1,15 @@
 rule figure:
     """One figure of the registry, in every configured format."""
     input:
-        files=lambda wildcards: product(registry.FIGURES, wildcards.figure, "files"),
-        code=lambda wildcards: product(registry.FIGURES, wildcards.figure, "code"),
+        files=product("files"),
+        code=product("code"),
     output:
         [
             report(
                 f"{R}/figures/{{figure}}.{format}",
                 category="Figures",
                 caption="../report/product.rst",
-                labels={
-                    "figure": lambda wildcards: product(registry.FIGURES, wildcards.figure, "title"),
-                    "format": "on paper (PDF)" if format == "pdf" else "image (PNG)",
-                },
+                labels=labels("on paper (PDF)" if format == "pdf" else "image (PNG)"),
             )
             for format in RUN.figures.formats
         ],
@@ -28,7 +25,7 @@ rule figure:
         runtime=10,
     params:
         settings=settings("figure"),
-        caption=lambda wildcards: product(registry.FIGURES, wildcards.figure, "caption"),
+        caption=product("caption"),
         run=lambda wildcards: R,
         stem=lambda wildcards: f"{R}/figures/{wildcards.figure}",
     shell:
@@ -39,23 +36,20 @@ rule figure:
 rule table:
     """One table of the registry: a page for the report, and CSV, Markdown and LaTeX."""
     input:
-        files=lambda wildcards: product(registry.TABLES, wildcards.table, "files"),
-        code=lambda wildcards: product(registry.TABLES, wildcards.table, "code"),
+        files=product("files"),
+        code=product("code"),
     output:
         report(
             f"{R}/tables/{{table}}.html",
             category="Tables",
             caption="../report/product.rst",
-            labels={"table": lambda wildcards: product(registry.TABLES, wildcards.table, "title"), "format": "page"},
+            labels=labels("page"),
         ),
         report(
             f"{R}/tables/{{table}}.csv",
             category="Tables",
             caption="../report/product.rst",
-            labels={
-                "table": lambda wildcards: product(registry.TABLES, wildcards.table, "title"),
-                "format": "spreadsheet (CSV)",
-            },
+            labels=labels("spreadsheet (CSV)"),
         ),
         f"{R}/tables/{{table}}.md",
         f"{R}/tables/{{table}}.tex",
@@ -71,7 +65,7 @@ rule table:
         runtime=10,
     params:
         settings=settings("table"),
-        caption=lambda wildcards: product(registry.TABLES, wildcards.table, "caption"),
+        caption=product("caption"),
         run=lambda wildcards: R,
         stem=lambda wildcards: f"{R}/tables/{wildcards.table}",
     shell:
@@ -95,7 +89,6 @@ rule report:
     input:
         rules.figures_and_tables.input,
         texts=["workflow/report/workflow.rst", "workflow/report/product.rst"],
-        metadata="workflow/report/metadata.yaml",
     output:
         page=REPORT,
         config=f"{R}/config.yaml",
@@ -113,4 +106,4 @@ rule report:
         config=lambda wildcards: json.dumps(RUN.model_dump(mode="json"), sort_keys=True),
     shell:
         "(printf %s {params.config:q} > {output.config} && snakemake --report {output.page}"
-        " --report-metadata {input.metadata} --configfile {output.config} --nolock -- figures_and_tables) > {log} 2>&1"
+        " --configfile {output.config} --nolock -- figures_and_tables) > {log} 2>&1"
