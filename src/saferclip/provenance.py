@@ -42,6 +42,11 @@ def _commit() -> str | None:
     return done.stdout.strip()
 
 
+def available_cores() -> int:
+    """Processor cores this process may use, which on a cluster are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _hardware() -> dict[str, Any]:
     import torch
 
@@ -49,7 +54,7 @@ def _hardware() -> dict[str, Any]:
     return {
         "machine": platform.machine(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "accelerators": accelerators,
     }
 

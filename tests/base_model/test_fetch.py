@@ -26,7 +26,7 @@ def test_an_unknown_kind_of_source_is_explained(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(io.DataError, match="open_clip_config.json is missing"):
+    with pytest.raises(io.DataError, match=r"open_clip_config\.json is missing"):
         fetch(BaseModelSettings(source=f"local-dir:{tmp_path}"), tmp_path / "model")
 
 

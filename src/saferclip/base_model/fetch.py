@@ -28,8 +28,7 @@ def fetch(settings: BaseModelSettings, output: Path) -> None:
         folder = Path(name)
     else:
         raise ConfigError(
-            f"base_model.source: '{settings.source}' is not understood; "
-            "write 'dvc:<folder>' or 'local-dir:<folder>'"
+            f"base_model.source: '{settings.source}' is not understood; write 'dvc:<folder>' or 'local-dir:<folder>'"
         )
     models.load(folder)  # refuses what open_clip could not use later
     output.mkdir(parents=True, exist_ok=True)

@@ -29,15 +29,15 @@ from saferclip import io, models
 from saferclip.config import BaseModelTrainingSettings, SceneDetail, TrainingPhase
 from saferclip.data import iconworld
 from saferclip.data.iconworld import Detail, Scene
-from saferclip.provenance import digest, provenance
+from saferclip.provenance import available_cores, digest, provenance
 
 logger = logging.getLogger(__name__)
 
 # Real images dominate the web, so most scenes are "photographs"; every other style is present, as
 # drawings are, or zero-shot classification could not work there.
-STYLE_SHARES = {"photo": 0.4, "generated": 0.25} | {
-    style: 0.07 for style in ("sketch", "sticker", "mosaic", *iconworld.HELD_OUT_STYLES)
-}
+STYLE_SHARES = {"photo": 0.4, "generated": 0.25} | dict.fromkeys(
+    ("sketch", "sticker", "mosaic", *iconworld.HELD_OUT_STYLES), 0.07
+)
 POOL_SCENES = 150_000  # distinct scenes of a phase: 1.8 GB of pixels; captions are drawn anew each time
 LONGEST_SHIFT = 3  # pixels; the only image augmentation
 WARM_UP_STEPS = 100
@@ -66,38 +66,34 @@ def train(settings: BaseModelTrainingSettings, output: Path, state: Path) -> Non
     model = CLIP(**settings.architecture)
     size = settings.architecture["vision_cfg"]["image_size"]
     tokenize = open_clip.SimpleTokenizer(context_length=settings.architecture["text_cfg"]["context_length"])
-    validation = draw_pool(settings, TrainingPhase(captions="default", samples=1, learning_rate=1, single_object_share=0), size, VALIDATION_SCENES, stream=0)
+    validation = draw_pool(settings.seed, 0, size, VALIDATION_SCENES, stream=0)
     checkpoint = Checkpoint(state / "checkpoint.pt", digest(settings.model_dump(mode="json")))
-    first_phase, first_step, rows = checkpoint.load_position()
-    for number, phase in enumerate(settings.phases):
-        if number < first_phase:
-            continue
+    reached, start, rows = checkpoint.restore_model(model)
+    for number, phase in enumerate(settings.phases[reached:], start=reached):
         optimizer = _optimizer(model, phase, settings.weight_decay)
-        start = first_step if number == first_phase else 0
         if start:
-            checkpoint.restore(model, optimizer)
-        elif number and number == first_phase:
-            checkpoint.restore(model, None)
-        pool = draw_pool(settings, phase, size, min(POOL_SCENES, phase.samples), stream=number + 1)
+            checkpoint.restore_optimizer(optimizer)
+        scenes = min(POOL_SCENES, phase.samples)
+        pool = draw_pool(settings.seed, phase.single_object_share, size, scenes, stream=number + 1)
         for step, loss in _steps(model, optimizer, settings, phase, pool, tokenize, number, start):
             last = step + 1 == _number_of_steps(settings, phase)
-            if step % STEPS_PER_CHECKPOINT == STEPS_PER_CHECKPOINT - 1 or last:
+            if (step + 1) % STEPS_PER_CHECKPOINT == 0 or last:
                 recall = _recall(model, settings, validation, tokenize)
                 rows.append({"phase": number, "step": step + 1, "loss": loss, **recall})
                 logger.info("phase %d, step %d: loss %.3f, %s", number, step + 1, loss, recall)
-                checkpoint.save(model, optimizer, number + last, 0 if last else step + 1, rows)
+                position = (number + 1, 0) if last else (number, step + 1)
+                checkpoint.save(model, optimizer, *position, rows)
+        start = 0
     _write(settings, model, rows, output)
     checkpoint.remove()
 
 
-def draw_pool(
-    settings: BaseModelTrainingSettings, phase: TrainingPhase, size: int, count: int, stream: int
-) -> Pool:
-    """Draw and render random scenes, in parallel; a function of the seed and ``stream`` alone."""
-    seeds = np.random.SeedSequence([settings.seed, stream]).spawn(math.ceil(count / 1000))
-    job = partial(_draw_chunk, share=phase.single_object_share, size=size, count=min(1000, count))
+def draw_pool(seed: int, single_object_share: float, size: int, count: int, stream: int) -> Pool:
+    """Draw and render random scenes, in parallel; a function of the arguments alone."""
+    seeds = np.random.SeedSequence([seed, stream]).spawn(math.ceil(count / 1000))
+    job = partial(_draw_chunk, share=single_object_share, size=size, count=min(1000, count))
     images, scenes = [], []
-    with ProcessPoolExecutor() as workers:
+    with ProcessPoolExecutor(available_cores()) as workers:
         for pixels, drawn in tqdm(workers.map(job, seeds), total=len(seeds), desc="scenes", disable=None):
             images.append(torch.from_numpy(pixels))
             scenes.extend(drawn)
@@ -204,7 +200,7 @@ def _optimizer(model: CLIP, phase: TrainingPhase, weight_decay: float) -> torch.
 def _recall(model: CLIP, settings: BaseModelTrainingSettings, pool: Pool, tokenize: Any) -> dict[str, float]:
     """Text-to-image recall@1 in percent, on fully and on sparsely described held-out scenes."""
     model.eval()
-    images = torch.cat([models.image_features(model, _normalise(batch)) for batch in pool.images.split(250)])
+    images = torch.cat([models.image_features(model, _normalise(batch)) for batch in torch.split(pool.images, 250)])
     result = {}
     for captions in ("full", "default"):
         rng = np.random.default_rng(settings.seed)
@@ -232,18 +228,19 @@ class Checkpoint:
             return None
         return stored
 
-    def load_position(self) -> tuple[int, int, list[dict[str, float]]]:
-        """Phase and step to go on from, and the rows of steps.csv so far."""
+    def restore_model(self, model: CLIP) -> tuple[int, int, list[dict[str, float]]]:
+        """Load the stored weights, if any; return phase and step to go on from and the rows of steps.csv so far."""
         stored = self._read()
-        return (stored["phase"], stored["step"], stored["rows"]) if stored else (0, 0, [])
+        if stored is None:
+            return 0, 0, []
+        model.load_state_dict(stored["model"])
+        return stored["phase"], stored["step"], stored["rows"]
 
-    def restore(self, model: CLIP, optimizer: torch.optim.Optimizer | None) -> None:
-        """Load the stored weights and, within a phase, the optimizer's state."""
+    def restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Load the optimizer's state of the phase that was interrupted."""
         stored = self._read()
         assert stored is not None
-        model.load_state_dict(stored["model"])
-        if optimizer is not None:
-            optimizer.load_state_dict(stored["optimizer"])
+        optimizer.load_state_dict(stored["optimizer"])
 
     def save(
         self, model: CLIP, optimizer: torch.optim.Optimizer, phase: int, step: int, rows: list[dict[str, float]]
@@ -271,7 +268,12 @@ def _write(settings: BaseModelTrainingSettings, model: CLIP, rows: list[dict[str
         "model_cfg": settings.architecture,
         "preprocess_cfg": {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)},
     }
-    state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
+    state = {
+        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
+    }
     models.save(output, state, architecture)
     io.write_csv(output / "steps.csv", rows)
-    io.write_json(output / "record.json", {"final": rows[-1], "provenance": provenance(settings.model_dump(mode="json"), settings.seed)})
+    io.write_json(
+        output / "record.json",
+        {"final": rows[-1], "provenance": provenance(settings.model_dump(mode="json"), settings.seed)},
+    )

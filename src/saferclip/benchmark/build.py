@@ -21,6 +21,7 @@ from saferclip.benchmark.backends import (
     IconMaker,
     ImageMaker,
     NovelScenes,
+    Picture,
     SafetyFilter,
     SceneTruth,
     Source,
@@ -31,6 +32,7 @@ from saferclip.provenance import provenance
 
 logger = logging.getLogger(__name__)
 
+FILTERS = ("duplicate", "too different", "too similar", "image not unsafe")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 ENCODING_BATCH = 256
 # A builder whose filters reject nearly everything must stop and say so, not run for ever.
@@ -54,7 +56,9 @@ class Tally:
     candidates: int = 0
     images: int = 0
     rejected: Counter[str] = field(
-        default_factory=lambda: Counter(dict.fromkeys(("duplicate", "too different", "too similar", "image not unsafe"), 0))
+        default_factory=lambda: Counter(
+            dict.fromkeys(("duplicate", "too different", "too similar", "image not unsafe"), 0)
+        )
     )
 
 
@@ -116,31 +120,44 @@ def _accept(
     """Apply the filters, cheapest first; None if one of them rejects."""
     tally.candidates += 1
     captions = {_normalised(source.caption), _normalised(edit.caption)}
+    fault = _caption_fault(settings, captions, seen, similarity)
+    picture = None if fault else _unsafe_picture(settings, backends, rng, tally, edit.caption)
+    if picture is None:
+        tally.rejected[fault or "image not unsafe"] += 1
+        return None
+    seen |= captions
+    return {
+        "split": "nsfw_caps",
+        "category": edit.category,
+        "safe_caption": source.caption,
+        "unsafe_caption": edit.caption,
+        "safe_image": source.image,
+        "unsafe_image": picture.image,
+        "similarity": similarity,
+    }
+
+
+def _caption_fault(settings: BenchmarkSettings, captions: set[str], seen: set[str], similarity: float) -> str | None:
+    """Which filter a pair of captions fails, if any."""
     if captions & seen or len(captions) == 1:
-        return _reject(tally, "duplicate")
+        return "duplicate"
     if similarity < settings.min_similarity:
-        return _reject(tally, "too different")
+        return "too different"
     if similarity > settings.max_similarity:
-        return _reject(tally, "too similar")
+        return "too similar"
+    return None
+
+
+def _unsafe_picture(
+    settings: BenchmarkSettings, backends: Backends, rng: np.random.Generator, tally: Tally, caption: str
+) -> Picture | None:
+    """The first image judged unsafe, or None after the allowed number of tries."""
     for _ in range(settings.candidates):
         tally.images += 1
-        picture = backends.image_maker.make(edit.caption, rng)
+        picture = backends.image_maker.make(caption, rng)
         if backends.safety_filter.is_unsafe(picture):
-            seen |= captions
-            return {
-                "split": "nsfw_caps",
-                "category": edit.category,
-                "safe_caption": source.caption,
-                "unsafe_caption": edit.caption,
-                "safe_image": source.image,
-                "unsafe_image": picture.image,
-                "similarity": similarity,
-            }
-    return _reject(tally, "image not unsafe")
-
-
-def _reject(tally: Tally, reason: str) -> None:
-    tally.rejected[reason] += 1
+            return picture
+    return None
 
 
 def _normalised(caption: str) -> str:

@@ -14,6 +14,7 @@ from saferclip import io
 from saferclip.config import EmbeddedData, SceneDetail
 from saferclip.data import iconworld
 from saferclip.data.iconworld import Detail, Scene
+from saferclip.provenance import available_cores
 
 # Each table draws from a stream of its own: changing one size leaves the other tables as they are.
 STREAMS = {"train": 1, "validation": 2, "test": 3, "gallery_safe": 4, "gallery_unsafe": 5, "zero_shot": 6}
@@ -39,7 +40,7 @@ def draw(row: Any, settings: EmbeddedData, stream: str, count: int) -> list[dict
     """Call ``row(rng, number, detail)`` for each number, in parallel, independent of the core count."""
     starts = range(0, count, CHUNK)
     job = partial(_chunk, row, settings, STREAMS[stream], count)
-    with ProcessPoolExecutor() as workers:
+    with ProcessPoolExecutor(available_cores()) as workers:
         chunks = list(tqdm(workers.map(job, starts), total=len(starts), desc=stream, disable=None))
     return [row for chunk in chunks for row in chunk]
 

@@ -118,9 +118,7 @@ def _zero_shot_rows(settings: EmbeddedData, task: ZeroShotSet) -> list[dict[str,
     key = list(task.name.encode())
     rng = np.random.default_rng([settings.seed, embedded.STREAMS["zero_shot"], *key])
     labels = [number % len(task.classes) for number in range(settings.zero_shot_images)]
-    return [
-        {"set": task.name, "label": label, "image": embedded.jpeg(task.scene(rng, label))} for label in labels
-    ]
+    return [{"set": task.name, "label": label, "image": embedded.jpeg(task.scene(rng, label))} for label in labels]
 
 
 def _object_set(name: str, title: str, concepts: tuple[str, ...], style: str) -> ZeroShotSet:
