@@ -188,6 +188,10 @@ class Results:
         groups = self._labels[queries.astype(int)] if benchmark == "zero_shot" else None
         return Outcomes(values, queries, groups)
 
+    def hits(self, method: str, benchmark: str, direction: str) -> pd.DataFrame:
+        """Query, first hit and whether that is unsafe, with a method's first seed."""
+        return self._rows(method, self.runs[method][0], benchmark, direction)
+
     def ranks(self, method: str, seed: int) -> pd.DataFrame:
         """The rank of every query of one evaluation."""
         path = self.folder / "evaluation" / method / f"seed-{seed}" / "ranks.parquet"

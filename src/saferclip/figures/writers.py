@@ -214,8 +214,8 @@ def _latex_header(table: Table, place: int) -> str:
 
 
 def _latex_rows(table: Table) -> list[str]:
-    """Rows, with a little space before each new group."""
-    grouped = any(column.merge for column in table.columns)
+    """Rows, with a little space before each new group, or between all of them if they hold running text."""
+    grouped = any(column.merge or column.width for column in table.columns)
     lines: list[str] = []
     for row, repeated in zip(table.rows, table.repeated(), strict=True):
         if lines and grouped and not repeated:

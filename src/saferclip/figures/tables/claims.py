@@ -122,10 +122,10 @@ def claims(results: Results) -> tuple[list[Column], list[list[Cell]], list[str]]
     rows = [_row(claim, results) for claim in read()]
     notes = [
         f"Paper: {paper.read().source}. This run: difference of means over seeds ± standard deviation over seeds "
-        f"[95% interval, bootstrap over queries paired across methods, {results.resamples:,} resamples]; unit 'points' "
-        "is percentage points. The interval is about other queries, not about other seeds; 'Seeds' counts those in "
-        "which the difference alone is as predicted. A claim is supported if the whole interval is as predicted, not "
-        "supported if all of it is on the other side, and inconclusive otherwise.",
+        f"[95% interval, bootstrap over queries paired across methods, {results.resamples:,} resamples], in "
+        "percentage points or cosine. The interval is about other queries, not about other seeds; the column of seeds "
+        "counts those in which the difference alone is as predicted. A claim is supported if the whole interval is as "
+        "predicted, not supported if all of it is on the other side, and inconclusive otherwise.",
     ]
     return columns, rows, notes
 
@@ -146,7 +146,7 @@ def _row(claim: Claim, results: Results) -> list[Cell]:
         claim.statement.format(**titles),
         f"{claim.quantity.format(**titles)} ({claim.unit})" if claim.terms else "",
         claim.prediction(),
-        claim.paper,
+        claim.paper or None,
         measured,
         seeds,
         outcome,

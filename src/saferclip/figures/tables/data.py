@@ -61,7 +61,7 @@ def datasheet(results: Results) -> tuple[list[Column], list[list[Cell]], list[st
     columns = [
         Column("section", "Section", merge=True),
         Column("item", "Item"),
-        Column("value", "Value", digits=3, width=0.5),
+        Column("value", "Value", digits=3, width=0.4),
     ]
     rows: list[list[Cell]] = []
     for key in ordered:

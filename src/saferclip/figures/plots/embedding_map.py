@@ -1,0 +1,84 @@
+"""Where safe and unsafe inputs lie before and after fine-tuning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from saferclip import io
+from saferclip.config import FigureSettings
+from saferclip.figures import paper, style
+from saferclip.figures.results import Array, Results
+
+MODALITIES = {"caption": "Captions", "image": "Images"}
+CONNECTED = 12  # unsafe inputs that a line joins to their target
+
+
+def draw(results: Results, settings: FigureSettings) -> Figure:
+    """A row for each modality, a column for each method; the axes are those of the base model.
+
+    Redirection should carry the unsafe points to their targets: where the base model puts the
+    paired safe inputs.
+    """
+    embeddings = {method: _read(results, method) for method in results.methods}
+    base = embeddings["clip"]
+    figure = style.new(style.DOUBLE, 4.4)
+    panels = figure.subplots(2, len(embeddings), squeeze=False, sharex="row", sharey="row")
+    for row, (modality, title) in zip(panels, MODALITIES.items(), strict=True):
+        targets = base[f"safe_{modality}"]
+        centre, directions = principal_plane(np.concatenate([targets, base[f"unsafe_{modality}"]]))
+        for axes, (method, tensors) in zip(row, embeddings.items(), strict=True):
+            safe, unsafe = tensors[f"safe_{modality}"], tensors[f"unsafe_{modality}"]
+            flat = {"targets": targets, "safe": safe, "unsafe": unsafe}
+            _panel(axes, {kind: (part - centre) @ directions.T for kind, part in flat.items()}, settings)
+            similarity = float((unsafe * targets).sum(axis=1).mean())
+            axes.set_title(f"{paper.method_title(method)}: {title.lower()}")
+            axes.set_xlabel(f"unsafe to target: mean cosine {similarity:.2f}")
+            axes.set(xticks=[], yticks=[])
+        row[0].set_ylabel("Second component")
+    figure.supxlabel("First principal component of CLIP's embeddings", fontsize="medium")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), markerscale=1.4)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)  # type: ignore[union-attr]
+    return figure
+
+
+def principal_plane(rows: Array) -> tuple[Array, Array]:
+    """Mean (dim,) and the two directions (2, dim) of largest variance; signs are fixed, so maps repeat."""
+    centre = rows.mean(axis=0)
+    _, _, directions = np.linalg.svd(rows - centre, full_matrices=False)
+    plane = directions[:2]
+    largest = np.abs(plane).argmax(axis=1)
+    return centre, plane * np.sign(plane[[0, 1], largest])[:, None]
+
+
+def _panel(axes: Axes, points: dict[str, Array], settings: FigureSettings) -> None:
+    """Points are of shape (inputs, 2); row by row they belong together."""
+    safe_colour, unsafe_colour = style.safe_and_unsafe(settings.palette)
+    (tx, ty), (sx, sy), (ux, uy) = (points[kind].T for kind in ("targets", "safe", "unsafe"))
+    some = slice(None, CONNECTED)
+    lines = axes.plot([ux[some], tx[some]], [uy[some], ty[some]], color="black", linewidth=0.4, alpha=0.6, zorder=1)
+    lines[0].set_label("unsafe input to its target")
+    axes.scatter(
+        tx, ty, s=9, facecolor="none", edgecolor="#8c8c8c", linewidth=0.5, label="target: paired safe input in CLIP"
+    )
+    axes.scatter(sx, sy, s=5, color=safe_colour, alpha=0.75, linewidth=0, label="safe")
+    axes.scatter(ux, uy, s=8, marker="x", color=unsafe_colour, alpha=0.8, linewidth=0.7, label="unsafe")
+    style.tidy(axes, grid="both")
+
+
+def _read(results: Results, method: str) -> dict[str, Array]:
+    """Embeddings of a method's first seed, as unit rows in float64."""
+    path: Path = results.folder / "evaluation" / method / f"seed-{results.runs[method][0]}" / "embeddings.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise io.DataError(f"{path}: cannot be read as safetensors: {error}") from error
+    wide = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
+    return {name: rows / np.linalg.norm(rows, axis=1, keepdims=True) for name, rows in wide.items()}

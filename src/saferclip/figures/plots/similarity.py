@@ -1,0 +1,39 @@
+"""How close paired and nearest safe captions are to the unsafe ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from saferclip import io
+from saferclip.config import FigureSettings
+from saferclip.figures import style
+from saferclip.figures.results import Results
+
+BIN = 0.02
+
+
+def draw(results: Results, settings: FigureSettings) -> Figure:
+    """Two outlined histograms over the same bins, with their means."""
+    table = io.read_table(results.folder / "mining" / "neighbours.parquet", ("paired_similarity", "similarity"))
+    kinds = {"paired": table["paired_similarity"].to_numpy(), "nearest": table["similarity"].to_numpy()}
+    lowest = min(values.min() for values in kinds.values())
+    # Down from exactly 1, to which rounding errors are counted too.
+    bins = 1 - BIN * np.arange(np.ceil((1 - lowest) / BIN) + 1)[::-1]
+    figure = style.new(style.SINGLE, 2.3)
+    axes = figure.subplots()
+    colours = sns.color_palette(settings.palette, 2).as_hex()
+    for (kind, values), colour, line in zip(kinds.items(), colours, ("--", "-"), strict=True):
+        share = 100 * np.histogram(np.minimum(values, 1), bins)[0] / len(values)
+        label = f"{kind} (mean {values.mean():.2f})"
+        axes.stairs(share, bins, fill=True, color=colour, alpha=0.25)
+        axes.stairs(share, bins, color=colour, linestyle=line, linewidth=1.2, label=label)
+        axes.axvline(values.mean(), color=colour, linestyle=line, linewidth=0.8)
+    axes.set_title(f"Targets of unsafe captions, {results.title}")
+    axes.set_xlabel("Cosine similarity of unsafe caption and target")
+    axes.set_ylabel(f"Share of captions (%), n = {len(table):,}")
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside upper center", ncols=2, handlelength=2.5)
+    style.tidy(axes)
+    return figure

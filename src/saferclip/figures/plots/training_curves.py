@@ -1,0 +1,85 @@
+"""Loss per step and validation retrieval per epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from saferclip import io
+from saferclip.config import FigureSettings
+from saferclip.figures import names, paper, style
+from saferclip.figures.results import Results
+
+WINDOW = 0.03  # of a run's steps, over which the loss is averaged
+
+
+def draw(results: Results, settings: FigureSettings) -> Figure:
+    """Thick lines are means over seeds, thin ones are seeds."""
+    looks = style.looks(results.methods, settings.palette)
+    trained = [method for method in results.methods if _folder(results, method, results.runs[method][0]).is_dir()]
+    figure = style.new(style.DOUBLE, 2.3)
+    loss, *validation = figure.subplots(1, 3)
+    shown = (("safe retrieval", names.CEILING, "T→V"), ("redirection", names.REDIRECTION, "T*→V∪V*"))
+    for method in trained:
+        look, title = looks[method], paper.method_title(method)
+        runs = [_folder(results, method, seed) for seed in results.runs[method]]
+        steps = [_read(folder / "steps.csv", "step", "loss") for folder in runs]
+        _lines(loss, [_smooth(frame) for frame in steps], look, title, every=0.15)
+        for axes, (_, metric, _) in zip(validation, shown, strict=True):
+            _lines(axes, [_read(folder / "epochs.csv", "epoch", metric) for folder in runs], look, title, every=1)
+    loss.set_yscale("log")
+    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.yaxis.set_minor_locator(NullLocator())
+    loss.set(xlabel="Optimiser step", ylabel="Training loss (moving average)")
+    loss.set_title(style.letter(0, "Loss"))
+    for place, (axes, (what, _, direction)) in enumerate(zip(validation, shown, strict=True), start=1):
+        axes.set_title(style.letter(place, f"Validation: {what}"))
+        axes.set(xlabel="Epoch", ylabel=f"{direction} R@1 (%)")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (loss, *validation):
+        style.tidy(axes)
+    handles, labels = loss.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), handlelength=3)
+    return figure
+
+
+def _folder(results: Results, method: str, seed: int) -> Path:
+    return results.folder / "training" / method / f"seed-{seed}"
+
+
+def _read(path: Path, x: str, y: str) -> pd.Series:
+    """Column ``y`` over column ``x``."""
+    try:
+        return pd.read_csv(path, usecols=[x, y]).set_index(x)[y]
+    except (OSError, ValueError) as error:
+        raise io.DataError(f"{path}: columns '{x}' and '{y}' cannot be read: {error}") from error
+
+
+def _smooth(values: pd.Series) -> pd.Series:
+    window = max(1, round(WINDOW * len(values)))
+    return values.rolling(window, min_periods=window).mean().dropna()
+
+
+def _lines(axes: Axes, runs: list[pd.Series], look: style.Look, label: str, every: float) -> None:
+    """One thin line for each seed, and their mean where all of them have a value."""
+    for run in runs:
+        axes.plot(run.index, run, color=look.colour, linewidth=0.5, alpha=0.5)
+    mean = pd.concat(runs, axis=1, join="inner").mean(axis=1)
+    axes.plot(
+        np.asarray(mean.index),
+        mean,
+        color=look.colour,
+        marker=look.marker,
+        markevery=every,
+        markersize=3.5,
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+        label=label,
+    )

@@ -1,0 +1,105 @@
+"""How figures look: sizes for print, and one colour, marker and hatch for each method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from saferclip.figures.results import Estimate
+
+SINGLE, DOUBLE = 3.3, 7.0  # inches: one and two columns of a conference paper
+NEUTRAL = "#6b6b6b"  # CLIP, before anything was done to it
+MARKERS = ("s", "o", "D", "^", "v", "P", "X", "<", ">")
+HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++", "oooo", "----", "****")
+
+_RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "figure.titlesize": 8,
+    "figure.titleweight": "bold",
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "grid.linewidth": 0.4,
+    "grid.color": "#d9d9d9",
+    "hatch.linewidth": 0.5,
+    "lines.linewidth": 1.2,
+    "pdf.fonttype": 42,  # text stays text
+    "axes.axisbelow": True,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one method is drawn everywhere; colour is never the only difference."""
+
+    colour: str
+    marker: str
+    hatch: str
+
+
+def context() -> AbstractContextManager[None]:
+    """Everything is drawn and saved inside this, and nothing outside changes."""
+    settings: Any = {**sns.axes_style("ticks"), **_RC}
+    return mpl.rc_context(settings)
+
+
+def looks(methods: Sequence[str], palette: str) -> dict[str, Look]:
+    """A look for each method, in their order; CLIP's is neutral."""
+    colours = iter(sns.color_palette(palette, max(len(methods), 3)).as_hex())
+    return {
+        method: Look(
+            NEUTRAL if method == "clip" else next(colours),
+            MARKERS[place % len(MARKERS)],
+            HATCHES[place % len(HATCHES)],
+        )
+        for place, method in enumerate(methods)
+    }
+
+
+def safe_and_unsafe(palette: str) -> tuple[str, str]:
+    """Colours of safe and unsafe items: bluish green and vermilion in the default palette."""
+    colours = sns.color_palette(palette, 4).as_hex()
+    return colours[2], colours[3]
+
+
+def new(width: float, height: float) -> Figure:
+    """A figure of that size in inches whose parts make room for each other."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def tidy(axes: Axes, grid: str = "y") -> None:
+    """Only the spines and grid lines that help reading."""
+    sns.despine(ax=axes)
+    axes.grid(visible=True, axis=grid)  # type: ignore[arg-type]
+
+
+def letter(place: int, title: str) -> str:
+    """Title of a panel: ``a  Redirection``."""
+    return f"{'abcdefghij'[place]}  {title}"
+
+
+def reach(estimate: Estimate) -> tuple[float, float]:
+    """How far the interval reaches below and above the mean; nowhere where there is none."""
+    if estimate.low is None or estimate.high is None:
+        return 0.0, 0.0
+    return estimate.mean - estimate.low, estimate.high - estimate.mean
