@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from saferclip.config import LocalData
 from saferclip.data import pictures
-from saferclip.data.validation import Problems, nearest, text_problem
+from saferclip.data.validation import Problems, blank, nearest, text_problem
 from saferclip.io import DataError
 
 CAPTIONS = ("safe_caption", "unsafe_caption")
@@ -163,7 +163,7 @@ def _row_problems(
         elif name == "id":
             message = _identifier_problem(value, f"{table.path}, {row.place}", identifiers)
         else:
-            message = None if name == "category" and not value else text_problem(value)
+            message = None if name == "category" and blank(value) else text_problem(value)
         if message:
             yield name, message
 
@@ -233,7 +233,7 @@ def _embedded(cell: Any) -> bytes | None:
 
 def _image_path(table: Table, cell: Any) -> Path:
     value = cell.get("path") if isinstance(cell, dict) else cell
-    if not value or (isinstance(value, str) and not value.strip()):
+    if blank(value):
         raise DataError("no image; every quadruple needs both images: make the missing one, or remove the row")
     message = text_problem(value)
     if message:
@@ -281,7 +281,8 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         for cells in reader:
             yield Row(f"line {reader.line_num}", cells)
     except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num}: not CSV ({error}); check its double quotes") from error
+        line = reader.reader.line_num  # the inner reader's: the outer one has not got there
+        raise DataError(f"{path}: line {line}: not CSV ({error}); check its double quotes") from error
 
 
 def _csv_lines(path: Path) -> StringIO:
@@ -314,4 +315,5 @@ def _parquet(path: Path) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: cannot be read as Parquet ({error}); write it again")
+    reason = " ".join(str(error).split())  # Arrow's reasons may run over lines
+    return DataError(f"{path}: cannot be read as Parquet ({reason}); write it again")

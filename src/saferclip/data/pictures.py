@@ -9,10 +9,9 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from saferclip import io
 
-# What phones call JPEG with a second picture inside is MPO to Pillow. Left out on purpose: vector
-# graphics and documents, for which Pillow starts other programs.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-KEPT = frozenset({"JPEG", "MPO", "PNG"})
+# Left out on purpose: vector graphics and documents, for which Pillow starts other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+KEPT = frozenset({"JPEG", "MPO", "PNG"})  # MPO: a JPEG with more pictures behind the first, as phones write it
 TURNED = range(2, 9)  # EXIF orientations that are not upright
 
 
@@ -28,6 +27,8 @@ def read(data: bytes) -> Image.Image:
     with _open(data) as image:
         try:
             image.load()
+            if image.format in {"JPEG", "MPO"} and not _has_end(data):
+                raise ValueError("its end is missing")
             return _rgb(ImageOps.exif_transpose(image) if _orientation(image) in TURNED else image)
         # Pillow's decoders answer damaged files with many kinds of exception.
         except Exception as error:
@@ -65,6 +66,16 @@ def _open(data: bytes) -> Image.Image:
     if frames > 1 and image.format != "MPO":
         raise PictureError(f"holds {frames} pictures; save one of them alone")
     return image
+
+
+def _has_end(jpeg: bytes) -> bool:
+    """Whether an end marker follows the first picture's scan; a rest of zeros decodes silently as grey."""
+    place = 2
+    while jpeg[place : place + 1] == b"\xff" and jpeg[place + 1 : place + 2] != b"\xda":  # start of scan
+        # Segments carry their length; a thumbnail, with an end of its own, lies inside one.
+        padding = jpeg[place + 1 : place + 2] == b"\xff"
+        place += 1 if padding else 2 + int.from_bytes(jpeg[place + 2 : place + 4])
+    return jpeg.find(b"\xff\xd9", place) >= 0
 
 
 def _orientation(image: Image.Image) -> int | None:

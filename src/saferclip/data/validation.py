@@ -34,9 +34,14 @@ class Problems:
         raise DataError("\n  ".join(lines))
 
 
+def blank(value: object) -> bool:
+    """Whether a cell says nothing."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def text_problem(value: object) -> str | None:
     """What keeps a cell from being a caption or an id, with the remedy; None if nothing does."""
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if blank(value):
         return "empty; write something, or remove the row"
     if not isinstance(value, str):
         return f"{_short(value)} is of type {type(value).__name__}; make it text"
@@ -55,13 +60,19 @@ def _short(value: object) -> str:
 
 
 def nearest(name: str, candidates: Sequence[str]) -> str | None:
-    """The candidate that ``name`` was probably meant to be, whatever its case and separators."""
-    plain = {_plain(candidate): candidate for candidate in candidates}
-    near = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.7)
-    return plain[near[0]] if near else None
+    """The candidate that ``name`` was probably meant to be, whatever its case, separators and order of words."""
+
+    def likeness(candidate: str) -> float:
+        one, other = _words(name), _words(candidate)
+        return max(_likeness("".join(one), "".join(other)), _likeness(" ".join(sorted(one)), " ".join(sorted(other))))
+
+    best = max(candidates, key=likeness, default=None)
+    return best if best is not None and likeness(best) >= 0.7 else None
 
 
-def _plain(name: str) -> str:
-    """Lower-case words in alphabetical order: 'Caption Safe' is near 'safe_caption'."""
-    words = "".join(character if character.isalnum() else " " for character in name.lower()).split()
-    return " ".join(sorted(words))
+def _words(name: str) -> list[str]:
+    return "".join(character if character.isalnum() else " " for character in name.lower()).split()
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()

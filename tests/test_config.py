@@ -1,0 +1,308 @@
+"""Every wrong setting is refused, all at once, with the key and what to write instead."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from saferclip import config
+from saferclip.config import ConfigError, Settings
+
+CONFIGS = Path(__file__).parents[1] / "config"
+# Through JSON, so that sections that share an anchor are copies: a change to one is a change to one.
+MINI = json.loads(json.dumps(yaml.safe_load((CONFIGS / "mini.yaml").read_text(encoding="utf-8"))))
+SPLITS = ("train", "validation", "test")
+OPTIONAL = {("data", "embedded"), ("base_model_training",), ("benchmark",)}
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def changed(change: Change) -> dict[str, Any]:
+    values = copy.deepcopy(MINI)
+    change(values)
+    return values
+
+
+def messages(change: Change) -> list[str]:
+    """What the settings of the default run are told after a change that makes them wrong."""
+    with pytest.raises(ConfigError) as caught:
+        config.validate(changed(change), origin="run.yaml")
+    head, *lines = str(caught.value).splitlines()
+    assert head == f"run.yaml: {len(lines)} problem(s) in the settings"
+    return [line.strip() for line in lines]
+
+
+def message(change: Change) -> str:
+    (only,) = messages(change)
+    return only
+
+
+def sections(values: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of all mappings whose keys are settings; an architecture's keys are open_clip's."""
+    if path[-1:] == ("architecture",):
+        return []
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    here = [path] if isinstance(values, dict) and path != ("methods",) and values else []
+    return here + [found for key, value in items for found in sections(value, (*path, key))]
+
+
+def at(values: Any, path: tuple[Any, ...]) -> Any:
+    for part in path:
+        values = values[part]
+    return values
+
+
+def dotted(path: tuple[Any, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+
+
+# Files ------------------------------------------------------------------------------------------
+
+
+def test_every_file_is_valid() -> None:
+    files = sorted(CONFIGS.rglob("*.yaml"))
+    assert {CONFIGS / name for name in ("mini.yaml", "tiny.yaml", "own-pairs.yaml")} <= set(files)
+    names = [config.load(file).name for file in files]
+    assert len(set(names)) == len(files), "two runs of one name would overwrite each other's results"
+
+
+def test_default_run_says_everything_that_has_no_default() -> None:
+    """The YAML is the one home of defaults: a field may have one only if None, 'not given', is meaningful."""
+    kinds = {found for kind in Settings.__subclasses__() for found in [kind, *kind.__subclasses__()]}
+    optional = [(kind, name) for kind in kinds for name, field in kind.model_fields.items() if not field.is_required()]
+    assert optional
+    for kind, name in optional:
+        field = kind.model_fields[name]
+        assert field.default is None, f"{kind.__name__}.{name} has a default; put it into config/"
+        assert NoneType in get_args(field.annotation)
+
+
+def test_settings_survive_the_command_line() -> None:
+    run = config.validate(MINI)
+    assert config.parse_settings(config.TrainingSettings, run.settings_of("training", "safer-clip")) == run.training(
+        "safer-clip"
+    )
+
+
+def test_settings_of_a_step_do_not_depend_on_notation() -> None:
+    one = config.validate(changed(lambda values: values["optimisation"].update(max_gradient_norm=1)))
+    other = config.validate(changed(lambda values: values["optimisation"].update(max_gradient_norm="1.0")))
+    assert one.settings_of("training", "safer-clip") == other.settings_of("training", "safer-clip")
+
+
+# Keys -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sections(MINI), ids=dotted)
+def test_unknown_key_is_refused_at_every_level(path: tuple[Any, ...]) -> None:
+    known = next(iter(at(MINI, path)))
+    found = message(lambda values: at(values, path).update({f"{known}x": 1}))
+    assert found == f"{dotted((*path, f'{known}x'))}: unknown key; did you mean '{known}'?"
+
+
+def test_unknown_key_near_nothing_is_answered_with_the_known_ones() -> None:
+    found = message(lambda values: values["mining"].update(zzz=1))
+    assert found == "mining.zzz: unknown key; known keys: batch_size, block_size"
+
+
+REQUIRED = [(*path, key) for path in sections(MINI) for key in at(MINI, path) if (*path, key) not in OPTIONAL]
+
+
+@pytest.mark.parametrize("path", REQUIRED, ids=dotted)
+def test_missing_key_is_named(path: tuple[Any, ...]) -> None:
+    found = message(lambda values: at(values, path[:-1]).pop(path[-1]))
+    assert found.startswith(f"{dotted(path)}: missing; add it")
+
+
+def test_missing_key_comes_with_its_meaning() -> None:
+    found = message(lambda values: values["mining"].pop("batch_size"))
+    assert found == "mining.batch_size: missing; add it (inputs encoded at once)"
+
+
+def test_key_that_is_no_text() -> None:
+    assert message(lambda values: values["mining"].update({1: 2})).startswith("mining[1]: not the name of a setting")
+
+
+@pytest.mark.parametrize("values", [None, [], "mini", 3])
+def test_settings_must_be_a_section(values: Any) -> None:
+    with pytest.raises(ConfigError, match=r"\(top level\): write a section"):
+        config.validate(values)
+
+
+# Values -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda v: v.update(seeds="0"), "seeds: write a list, as in [a, b] (found: '0')"),
+        (lambda v: v.update(seeds=[]), "seeds: empty; write at least one"),
+        (lambda v: v.update(seeds=[0, 1, 0]), "seeds: 0 more than once; write each once"),
+        (lambda v: v.update(seeds=[0, "x"]), "seeds[1]: write a whole number (found: 'x')"),
+        (lambda v: v.update(title=5), "title: write text; quotes make text of a number (found: 5)"),
+        (
+            lambda v: v.update(name="My Run"),
+            "name: use small letters, digits, '.', '_' and '-', beginning with a letter or digit (found: 'My Run')",
+        ),
+        (lambda v: v.update(mining=None), "mining: write a section: 'key: value' lines (found: None)"),
+        (lambda v: v["optimisation"].update(epochs=2.5), "optimisation.epochs: write a whole number (found: 2.5)"),
+        (lambda v: v["optimisation"].update(epochs=0), "optimisation.epochs: must be greater than 0 (found: 0)"),
+        (lambda v: v["optimisation"]["lora"].update(alpha="a"), "optimisation.lora.alpha: write a number (found: 'a')"),
+        (
+            lambda v: v["optimisation"].update(max_gradient_norm=float("inf")),
+            "optimisation.max_gradient_norm: must be a finite number (found: inf)",
+        ),
+        (
+            lambda v: v["methods"]["safer-clip"].update(targets="nearst"),
+            "methods.safer-clip.targets: did you mean 'nearest'? (found: 'nearst')",
+        ),
+        (
+            lambda v: v["methods"]["safer-clip"].update(targets=7),
+            "methods.safer-clip.targets: choose one of: paired, nearest (found: 7)",
+        ),
+        (
+            lambda v: v["evaluation"].update(benchmarks=["test", "dirft"]),
+            "evaluation.benchmarks[1]: did you mean 'drift'? (found: 'dirft')",
+        ),
+        (lambda v: v["methods"].update(other="x"), "methods.other: write a section: 'key: value' lines (found: 'x')"),
+        (lambda v: v["methods"].update(other=0), "methods.other: write a section: 'key: value' lines (found: 0)"),
+        (
+            lambda v: v["selection"].update(learning_rates=[0]),
+            "selection.learning_rates[0]: must be greater than 0 (found: 0)",
+        ),
+        (lambda v: v["base_model_training"].update(phases=[]), "base_model_training.phases: empty; write at least one"),
+    ],
+)
+def test_wrong_value_is_answered_with_the_right_kind(change: Change, expected: str) -> None:
+    assert message(change) == expected
+
+
+@pytest.mark.parametrize("key", ["dpi", "palette", "formats", "examples"])
+@pytest.mark.parametrize("value", [True, False])
+def test_yes_and_no_are_not_numbers(key: str, value: bool) -> None:
+    assert message(lambda values: values["figures"].update({key: value})).startswith(f"figures.{key}: true, false, yes")
+
+
+def test_long_values_are_cut_in_messages() -> None:
+    assert len(message(lambda values: values.update(seeds="0" * 1000))) < 120
+
+
+def test_all_problems_are_listed_at_once() -> None:
+    def change(values: dict[str, Any]) -> None:
+        values["trainign"] = 1
+        values["methods"]["safer-clip"]["learning_rte"] = 1
+        del values["mining"]["block_size"]
+        values["optimisation"]["lora"]["rank"] = "many"
+
+    found = messages(change)
+    assert [line.partition(":")[0] for line in found] == [
+        "mining.block_size",
+        "optimisation.lora.rank",
+        "methods.safer-clip.learning_rte",
+        "trainign",
+    ]
+
+
+# What must go together --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nothing", [{}, None])
+def test_clip_is_the_method_with_nothing_to_say(nothing: dict[str, Any] | None) -> None:
+    run = config.validate(changed(lambda values: values["methods"].update(clip=nothing)))
+    assert run.methods["clip"] is None
+    assert run.seeds_of("clip") == (0,)
+    assert run.seeds_of("safer-clip") == (0, 1, 2)
+    with pytest.raises(ConfigError, match="method 'clip' is not trained; choose one of: safe-clip, safer-clip"):
+        run.training("clip")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda v: v["methods"].pop("clip"), "methods: must hold 'clip: {}'"),
+        (lambda v: v["methods"].update(clip=v["methods"]["safe-clip"]), "methods: must hold 'clip: {}'"),
+        (lambda v: v["methods"].update(other={}), "say how these are trained: other"),
+        (
+            lambda v: v["methods"]["safer-clip"].update(
+                weights=dict.fromkeys(v["methods"]["safer-clip"]["weights"], 0)
+            ),
+            "methods.safer-clip.weights: at least one weight must be above 0",
+        ),
+        (lambda v: v.pop("benchmark"), "names 'nsfw_caps', so the section 'benchmark' must be given"),
+        (lambda v: v["data"].update(source="local"), "data: source is 'local', so the section 'local' must be given"),
+        (
+            lambda v: v.update(
+                data={"source": "local", "local": dict.fromkeys(("train", "validation", "test"), "x.csv")}
+            ),
+            "leave them out where data.source is 'local'",
+        ),
+        (lambda v: v["figures"].update(runs={"other": [0]}), "figures.runs names 'other' with seeds [0]"),
+    ],
+)
+def test_contradictions_are_refused(change: Change, expected: str) -> None:
+    assert expected in message(change)
+
+
+# YAML -------------------------------------------------------------------------------------------
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("text", ["name: a\nname: b\n", "a: {b: 1, b: 2}\n", "- {b: 1, b: 2}\n"])
+def test_repeated_key_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"run\.yaml: cannot be read: key '\w+' is there twice"):
+        config.load(written(tmp_path, text))
+
+
+def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
+    text = (CONFIGS / "mini.yaml").read_text(encoding="utf-8")
+    text = text.replace("weights: *weights", "weights: {<<: *weights, redirection_image: 0.9}")
+    weights = config.load(written(tmp_path, text)).training("safer-clip").method.weights
+    assert (weights.redirection_image, weights.redirection_text) == (0.9, 0.1)
+
+
+@pytest.mark.parametrize("notation", ["1e-3", "1.0e-3", "0.001", "'0.001'"])
+def test_every_notation_of_a_number_is_one(tmp_path: Path, notation: str) -> None:
+    """In YAML 1.1, 1e-3 without a point is text."""
+    text = (CONFIGS / "mini.yaml").read_text(encoding="utf-8")
+    text = text.replace("max_gradient_norm: 1.0", f"max_gradient_norm: {notation}")
+    assert config.load(written(tmp_path, text)).optimisation.max_gradient_norm == 0.001
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe", b"a: \x00", b"!!python/object/apply:os.getcwd []"])
+def test_unreadable_file_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"run\.yaml: cannot be read: "):
+        config.load(path)
+
+
+def test_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml: cannot be read: .*No such file"):
+        config.load(tmp_path / "absent.yaml")
+
+
+def test_settings_on_the_command_line_must_be_json() -> None:
+    with pytest.raises(ConfigError, match="--settings: not JSON"):
+        config.parse_settings(config.MiningSettings, "{")
+    with pytest.raises(ConfigError, match="--settings: 1 problem"):
+        config.parse_settings(config.MiningSettings, json.dumps({"batch_size": 1}))
+
+
+def test_unknown_step_and_step_without_settings() -> None:
+    run = config.validate(MINI)
+    with pytest.raises(ConfigError, match="there is no step 'minig'; choose one of: data, "):
+        run.settings_of("minig")
+    with pytest.raises(ConfigError, match="step 'training': name a method"):
+        run.settings_of("training")
