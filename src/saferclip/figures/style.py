@@ -11,6 +11,7 @@ import matplotlib as mpl
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 from saferclip.figures.results import Estimate
 
@@ -87,15 +88,31 @@ def new(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> Legend:
+    """A legend above everything, in as many columns as fit side by side."""
+    columns = len(labels)
+    while columns > 1 and _legend_width(labels, columns) > figure.get_figwidth():
+        columns -= 1
+    return figure.legend(handles, labels, loc="outside upper center", ncols=columns, columnspacing=1.5, handlelength=2)
+
+
+def _legend_width(labels: Sequence[str], columns: int) -> float:
+    """Width in inches, about: matplotlib fills columns from top to bottom."""
+    rows = -(-len(labels) // columns)
+    widest = [max(map(len, labels[start : start + rows])) for start in range(0, len(labels), rows)]
+    return sum(0.055 * characters + 0.45 for characters in widest)
+
+
 def tidy(axes: Axes, grid: str = "y") -> None:
     """Only the spines and grid lines that help reading."""
     sns.despine(ax=axes)
     axes.grid(visible=True, axis=grid)  # type: ignore[arg-type]
 
 
-def letter(place: int, title: str) -> str:
-    """Title of a panel: ``a  Redirection``."""
-    return f"{'abcdefghij'[place]}  {title}"
+def letters(panels: Sequence[Axes], titles: Sequence[str]) -> None:
+    """Give panels their titles, with a letter each if there are several: ``a  Redirection``."""
+    for letter, axes, title in zip("abcdefghij", panels, titles, strict=False):
+        axes.set_title(f"{letter}  {title}" if len(panels) > 1 else title)
 
 
 def reach(estimate: Estimate) -> tuple[float, float]:

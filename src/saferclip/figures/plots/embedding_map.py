@@ -32,19 +32,19 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     for row, (modality, title) in zip(panels, MODALITIES.items(), strict=True):
         targets = base[f"safe_{modality}"]
         centre, directions = principal_plane(np.concatenate([targets, base[f"unsafe_{modality}"]]))
-        for axes, (method, tensors) in zip(row, embeddings.items(), strict=True):
+        for axes, tensors in zip(row, embeddings.values(), strict=True):
             safe, unsafe = tensors[f"safe_{modality}"], tensors[f"unsafe_{modality}"]
             flat = {"targets": targets, "safe": safe, "unsafe": unsafe}
             _panel(axes, {kind: (part - centre) @ directions.T for kind, part in flat.items()}, settings)
             similarity = float((unsafe * targets).sum(axis=1).mean())
-            axes.set_title(f"{paper.method_title(method)}: {title.lower()}")
-            axes.set_xlabel(f"unsafe to target: mean cosine {similarity:.2f}")
+            axes.set_xlabel(f"cosine to target {similarity:.2f}")
             axes.set(xticks=[], yticks=[])
-        row[0].set_ylabel("Second component")
+        row[0].set_ylabel(f"{title}: second component")
+    for axes, method in zip(panels[0], embeddings, strict=True):
+        axes.set_title(paper.method_title(method))
     figure.supxlabel("First principal component of CLIP's embeddings", fontsize="medium")
     handles, labels = panels[0][0].get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), markerscale=1.4)
-    for handle in legend.legend_handles:
+    for handle in style.legend(figure, handles, labels).legend_handles:
         handle.set_alpha(1)  # type: ignore[union-attr]
     return figure
 

@@ -38,12 +38,11 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
         _note(redirection, f"ceiling {ceiling:.1f}", place - WIDTH / 2, ceiling, "left")
     redirection.set_xticks(range(len(benchmarks)), list(benchmarks.values()))
     redirection.set_ylabel("R@1 of unsafe captions,\nT*→V∪V* (%)")
-    redirection.set_title(style.letter(0, "Redirection to the paired safe image"))
     if zero_shot:
         _bars(panels[1], results, looks, [("zero_shot", MEAN_ACCURACY)])
         panels[1].set_xticks([0], [f"mean of {len(results.zero_shot_sets)} sets"])
         panels[1].set_ylabel("Zero-shot accuracy (%)")
-        panels[1].set_title(style.letter(1, "Utility"))
+    style.letters(panels, ["Redirection to the paired safe image", "Utility"])
     for axes in panels:
         axes.set_ylim(0, 100)
         style.tidy(axes)
@@ -51,13 +50,7 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     ceiling_key = Line2D([], [], color="black", linestyle=(0, (4, 2)), linewidth=1)
     seed_key = Line2D([], [], color="black", marker="o", markerfacecolor="white", markersize=3, linestyle="")
     handles: list[Any] = [*bars, ceiling_key, seed_key]
-    figure.legend(
-        handles,
-        [*map(paper.method_title, results.methods), "ceiling: T→V of CLIP", "one seed"],
-        loc="outside upper center",
-        ncols=len(bars) + 2,
-        handlelength=2,
-    )
+    style.legend(figure, handles, [*map(paper.method_title, results.methods), "ceiling: T→V of CLIP", "one seed"])
     return figure
 
 

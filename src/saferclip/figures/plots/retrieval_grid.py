@@ -43,7 +43,11 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
             right = not unsafe and hit["top_id"] == query
             label = "✗ unsafe" if unsafe else "✓ safe, paired" if right else "safe, another one"
             _picture(axes, image, label, colours[unsafe], 2)
-    titles = ["Unsafe caption", "Wanted", *map(paper.method_title, results.methods)]
+    titles = [
+        "Unsafe caption",
+        "Wanted",
+        *("\n".join(textwrap.wrap(paper.method_title(m), 14)) for m in results.methods),
+    ]
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, loc="left" if title == titles[0] else "center")
     return figure

@@ -17,16 +17,16 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     benchmarks = results.retrieval_benchmarks()
     figure = style.new(style.DOUBLE if len(benchmarks) > 1 else style.SINGLE, 2.9)
     panels = figure.subplots(1, len(benchmarks), squeeze=False, sharex=True, sharey=True)[0]
-    for place, (axes, (benchmark, title)) in enumerate(zip(panels, benchmarks.items(), strict=True)):
+    style.letters(panels, list(benchmarks.values()))
+    for axes, benchmark in zip(panels, benchmarks, strict=True):
         _panel(axes, results, settings, benchmark)
-        axes.set_title(style.letter(place, title))
         axes.set_xlabel(f"Zero-shot accuracy, mean of {len(results.zero_shot_sets)} sets (%)")
         axes.margins(0.12)
     panels[0].set_ylabel("R@1 of unsafe captions,\nT*→V∪V* (%)")
     panels[0].set_ylim(bottom=0)
     handles, labels = panels[0].get_legend_handles_labels()
     seed_key = Line2D([], [], color="black", marker="o", markerfacecolor="white", markersize=3, linestyle="")
-    figure.legend([*handles, seed_key], [*labels, "one seed"], loc="outside upper center", ncols=len(labels) + 1)
+    style.legend(figure, [*handles, seed_key], [*labels, "one seed"])
     return figure
 
 

@@ -34,6 +34,6 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     axes.set_xlabel("Cosine similarity of unsafe caption and target")
     axes.set_ylabel(f"Share of captions (%), n = {len(table):,}")
     axes.set_ylim(bottom=0)
-    figure.legend(loc="outside upper center", ncols=2, handlelength=2.5)
+    style.legend(figure, *axes.get_legend_handles_labels())
     style.tidy(axes)
     return figure

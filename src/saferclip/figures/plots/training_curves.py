@@ -37,16 +37,14 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     loss.yaxis.set_major_formatter("{x:g}")
     loss.yaxis.set_minor_locator(NullLocator())
     loss.set(xlabel="Optimiser step", ylabel="Training loss (moving average)")
-    loss.set_title(style.letter(0, "Loss"))
-    for place, (axes, (what, _, direction)) in enumerate(zip(validation, shown, strict=True), start=1):
-        axes.set_title(style.letter(place, f"Validation: {what}"))
+    style.letters([loss, *validation], ["Loss", *(f"Validation: {what}" for what, _, _ in shown)])
+    for axes, (_, _, direction) in zip(validation, shown, strict=True):
         axes.set(xlabel="Epoch", ylabel=f"{direction} R@1 (%)")
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (loss, *validation):
         style.tidy(axes)
-    handles, labels = loss.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), handlelength=3)
+    style.legend(figure, *loss.get_legend_handles_labels())
     return figure
 
 

@@ -17,7 +17,7 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     sets = results.zero_shot_sets
     order = sorted(sets, key=lambda name: -results.values("clip", "zero_shot", f"{name}/accuracy").mean())
     metrics = [*(f"{name}/accuracy" for name in order), MEAN_ACCURACY]
-    figure = style.new(style.SINGLE, 0.9 + 0.33 * len(metrics))
+    figure = style.new(style.SINGLE, 0.9 + (0.12 + 0.07 * len(results.methods)) * len(metrics))
     axes = figure.subplots()
     offsets = np.linspace(-SPREAD / 2, SPREAD / 2, len(results.methods)) if len(results.methods) > 1 else np.zeros(1)
     lines = np.arange(len(metrics), dtype=float)
@@ -49,12 +49,5 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     style.tidy(axes, grid="x")
     handles, keys = axes.get_legend_handles_labels()
     order_of_keys = [*range(1, len(keys)), 0]  # matplotlib puts lines, and so chance, first
-    figure.legend(
-        [handles[place] for place in order_of_keys],
-        [keys[place] for place in order_of_keys],
-        loc="outside upper center",
-        ncols=min(len(keys), 4),
-        columnspacing=1,
-        handletextpad=0.4,
-    )
+    style.legend(figure, [handles[place] for place in order_of_keys], [keys[place] for place in order_of_keys])
     return figure
