@@ -158,6 +158,7 @@ def _check_names(model: nn.Module, expression: str) -> None:
             raise ConfigError(f"{KEY}: selects {name}, a grouped convolution, which cannot be merged; leave it out")
 
 
+@torch.enable_grad()
 def _check_effect(tuned: PeftModel, clip: Clip) -> None:
     """Refuse adapters that no output depends on, and an encoder without any."""
     model = tuned.get_base_model()
@@ -168,14 +169,14 @@ def _check_effect(tuned: PeftModel, clip: Clip) -> None:
         "image": _reached(models.image_features(model, image), parameters),
         "text": _reached(models.text_features(model, clip.tokenize(["a"]).to(device)), parameters),
     }
-    for encoder, names in reached.items():
-        if not names:
-            raise ConfigError(f"{KEY}: selects nothing in the {encoder} encoder; both encoders are tuned")
     idle = {name.partition(".lora_")[0] for name in parameters.keys() - reached["image"] - reached["text"]}
     if idle:
         modules = ", ".join(sorted(name.removeprefix("base_model.model.") for name in idle))
         reason = "the model reads their weights without calling them, so adapters would have no effect"
         raise ConfigError(f"{KEY}: leave out {modules}: {reason}")
+    for encoder, names in reached.items():
+        if not names:
+            raise ConfigError(f"{KEY}: selects nothing in the {encoder} encoder; both encoders are tuned")
 
 
 def _reached(features: Tensor, parameters: dict[str, Tensor]) -> set[str]:
