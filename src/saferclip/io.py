@@ -214,11 +214,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
     from safetensors.torch import save_file
 
     with atomic_path(path) as temporary:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            temporary,
-            dict(metadata) if metadata else None,
-        )
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
