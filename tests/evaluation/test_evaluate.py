@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from saferclip import io, models
 from saferclip.config import EvaluationSettings
-from saferclip.evaluation.encoder import Encoders
-from saferclip.evaluation.evaluate import evaluate
+from saferclip.evaluation.encoder import Encoder, Encoders
+from saferclip.evaluation.evaluate import evaluate, map_points
 
 
 @pytest.fixture
@@ -82,7 +82,21 @@ def test_the_map_holds_the_first_quadruples_in_half_precision(output: Path, file
         torch.testing.assert_close(rows.float().norm(dim=-1), torch.ones(count), atol=1e-2, rtol=0)
 
 
-def test_block_and_batch_sizes_do_not_change_ranks(
+def test_the_map_leaves_out_incomplete_quadruples_and_stops_at_its_size(
+    files: dict[str, Path],
+    tiny_clip_folder: Path,
+    without: Callable[[Path, str, list[int]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder = Encoder.load(tiny_clip_folder, batch_size=8, name="tiny")
+    whole = map_points(files["test"], encoder)
+    without(files["test"], "unsafe_image", [0, 2])
+    monkeypatch.setattr("saferclip.evaluation.evaluate.MAPPED_QUADRUPLES", 5)
+    for column, rows in map_points(files["test"], encoder).items():
+        assert torch.equal(rows, whole[column][[1, 3, 4, 5, 6]])
+
+
+def test_block_size_does_not_change_ranks(
     tmp_path: Path,
     output: Path,
     settings: EvaluationSettings,

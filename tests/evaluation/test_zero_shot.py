@@ -1,10 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
 
 from saferclip import io, models
 from saferclip.config import EvaluationSettings
@@ -12,6 +17,24 @@ from saferclip.evaluation import zero_shot
 from saferclip.evaluation.encoder import Encoders
 
 Remove = Callable[[Path, str, list[int]], None]
+
+
+@pytest.fixture(autouse=True)
+def scattered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that sends every input somewhere else: an untrained one gives all images one class."""
+
+    def vector(content: bytes) -> Tensor:
+        generator = torch.Generator().manual_seed(zlib.crc32(content))
+        return functional.normalize(torch.randn(16, generator=generator), dim=0)
+
+    def texts(_clip: models.Clip, captions: Sequence[str], *_: object) -> Tensor:
+        return torch.stack([vector(caption.encode()) for caption in captions])
+
+    def images(_clip: models.Clip, pictures: Iterable[Image.Image], *_: object) -> Tensor:
+        return torch.stack([vector(picture.tobytes()) for picture in pictures])
+
+    monkeypatch.setattr(models, "encode_texts", texts)
+    monkeypatch.setattr(models, "encode_images", images)
 
 
 def slow_predictions(path: Path, encoders: Encoders) -> dict[str, list[tuple[int, int, int]]]:
@@ -51,6 +74,31 @@ def test_accuracy_is_the_mean_over_classes_and_over_sets(
     assert found.metrics["mean/accuracy"].value == pytest.approx(np.mean(accuracies))
     assert found.metrics["mean/accuracy"].count == len(found.ranks) == 16 - len(missing)
     assert found.counts["without_image"] == len(missing)
+
+
+def test_intervals_resample_images_within_classes_and_sets_independently(
+    files: dict[str, Path], encoders: Encoders, settings: EvaluationSettings
+) -> None:
+    found = zero_shot.evaluate(files["zero_shot"], encoders, settings)
+    labels = np.array([row["label"] for row in io.read_table(files["zero_shot"], ["label"]).to_pylist()])
+    means = []
+    for number, name in enumerate(("objects", "colours")):
+        rows = [row for row in found.ranks if row["direction"] == name]
+        outcomes = np.array([100.0 * (row["rank"] == 1) for row in rows])
+        own = labels[[int(row["query_id"]) for row in rows]]
+        random = np.random.default_rng(settings.bootstrap_seed + number)
+        by_class = []
+        for label in np.unique(own):
+            members = outcomes[own == label]
+            by_class.append(
+                members[random.integers(len(members), size=(settings.bootstrap, len(members)))].mean(axis=1)
+            )
+        means.append(np.mean(by_class, axis=0))
+        metric = found.metrics[f"{name}/accuracy"]
+        assert (metric.low, metric.high) == pytest.approx(tuple(np.percentile(means[-1], [2.5, 97.5])))
+        assert metric.low < metric.high
+    mean = found.metrics["mean/accuracy"]
+    assert (mean.low, mean.high) == pytest.approx(tuple(np.percentile(np.mean(means, axis=0), [2.5, 97.5])))
 
 
 def test_a_set_without_images_is_left_out_of_the_mean(
