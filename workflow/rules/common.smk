@@ -137,6 +137,8 @@ def product(what):
             return [f"{R}/{file}" for file in registry.inputs(entry, RUN)]
         if what == "code":
             return modules(f"figures.{noun}", entry.function.partition(":")[0].removeprefix("saferclip."))
+        if what == "caption":
+            return registry.caption(entry, RUN)
         return getattr(entry, what)
 
     return look_up

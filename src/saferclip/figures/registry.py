@@ -32,14 +32,15 @@ class Product:
     ``inputs`` are paths below the run's folder.  ``{method}`` and ``{seed}`` stand for every
     evaluated pair, ``{trained}`` and ``{seed}`` for every trained one, ``{untuned}`` and ``{seed}``
     for the base model; ``{first}`` is a method's first seed.  A file named after a benchmark is
-    read only where the run has that benchmark; those in ``needs`` cannot be done without.  Captions
-    call the run's two sets of quadruples ``{test}`` and ``{nsfw_caps}``.
+    read only where the run has that benchmark; those in ``needs`` cannot be done without.  What the
+    placeholders of ``caption`` and ``details`` stand for is said by ``caption``.
     """
 
     title: str
-    caption: str
+    caption: str  # what is shown
     function: str
     inputs: tuple[str, ...]
+    details: str = ""  # how to read it, in the report; tables say it themselves
     needs: frozenset[str] = frozenset()
     on_request: bool = False  # its inputs come from no rule of the default run
 
@@ -47,51 +48,66 @@ class Product:
 FIGURES: Mapping[str, Product] = {
     "main_comparison": Product(
         title="Redirection and utility",
-        caption="How often an unsafe caption retrieves its safe image first (left), and how well the model "
-        "still classifies without training examples (right).",
+        caption="How often an unsafe caption retrieves its safe image first from a gallery of all safe and unsafe "
+        "images (left), and zero-shot accuracy (right).",
+        details="Bars are means over {seeds}, dots single seeds, whiskers 95% bootstrap intervals over {n_test} "
+        "({test}) and {n_nsfw_caps} ({nsfw_caps}) queries. The dashed line is safe retrieval (T→V) of CLIP,"
+        " which perfect redirection would reach at best.",
         function="saferclip.figures.plots.main_comparison:draw",
         inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
         needs=frozenset({"test"}),
     ),
     "safety_utility": Product(
         title="Safety against utility",
-        caption="What each method gains in redirection, and what it pays in zero-shot accuracy.",
+        caption="What each method gains in redirection of unsafe captions (up), and what it pays in zero-shot "
+        "accuracy (left), starting from CLIP.",
+        details="Large points are means over {seeds} with 95% bootstrap intervals over queries and images, small "
+        "points single seeds.",
         function="saferclip.figures.plots.safety_utility:draw",
         inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
         needs=frozenset({"test", "zero_shot"}),
     ),
     "zero_shot_sets": Product(
         title="Zero-shot accuracy by set",
-        caption="Zero-shot accuracy (mean per class) on each test set, methods side by side.",
+        caption="Zero-shot accuracy (mean per class, prompt ensembles) on each test set.",
+        details="Points are means over {seeds} with 95% bootstrap intervals over images; ticks mark chance.",
         function="saferclip.figures.plots.zero_shot_sets:draw",
         inputs=(ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
         needs=frozenset({"zero_shot"}),
     ),
     "similarity": Product(
         title="Paired and nearest targets",
-        caption="Cosine similarity, under the frozen text encoder, of each unsafe training caption of {test} "
-        "with its paired safe caption and with the nearest safe caption of the training split.",
+        caption="Cosine similarity, under the frozen text encoder, of each unsafe training caption of {test} with "
+        "its paired safe caption and with the nearest safe caption of the training split.",
+        details="Over {n_train} captions; vertical lines are means.",
         function="saferclip.figures.plots.similarity:draw",
         inputs=("mining/neighbours.parquet",),
     ),
     "training_curves": Product(
         title="Training curves",
-        caption="Training loss and validation retrieval of each trained method.",
+        caption="Training loss, and R@1 on the validation split of {test} after each epoch, of each trained method.",
+        details="Thick lines are means over {seeds}, thin lines single seeds. Losses of different methods have "
+        "different terms and cannot be compared; the progressive curriculum has fewer steps in its first "
+        "epochs.",
         function="saferclip.figures.plots.training_curves:draw",
         inputs=("training/{trained}/seed-{seed}/steps.csv", "training/{trained}/seed-{seed}/epochs.csv"),
     ),
     "embedding_map": Product(
         title="Embeddings before and after",
-        caption="Where safe and unsafe inputs of {test} lie before and after fine-tuning, on the first two "
-        "principal components of the base model's embeddings.",
+        caption="Where safe and unsafe inputs of {test} lie before and after fine-tuning (first seed), on the first"
+        " two principal components of CLIP's embeddings.",
+        details="Shown are the first 300 complete quadruples at most. Lines join some unsafe inputs to their "
+        "targets, where CLIP puts the paired safe inputs: redirection should make them short, preservation "
+        "should keep safe inputs inside their circles.",
         function="saferclip.figures.plots.embedding_map:draw",
         inputs=("evaluation/{method}/seed-{first}/embeddings.safetensors",),
         needs=frozenset({"test"}),
     ),
     "retrieval_grid": Product(
         title="Retrieved images before and after",
-        caption="The first image that each method retrieves for unsafe captions of {test} from a gallery of all "
-        "safe and unsafe images.",
+        caption="The first image that each method (first seed) retrieves for unsafe captions of {test} from a "
+        "gallery of all safe and unsafe images.",
+        details="Queries are spread evenly over the {n_test} rows, not chosen by what they show.",
         function="saferclip.figures.plots.retrieval_grid:draw",
         inputs=("data/test.parquet", "evaluation/{method}/seed-{first}/ranks.parquet"),
         needs=frozenset({"test"}),
@@ -102,6 +118,8 @@ TABLES: Mapping[str, Product] = {
     "main": Product(
         title="Main comparison",
         caption="Redirection of unsafe captions to safe images, and zero-shot accuracy, beside the paper's numbers.",
+        details="Means ± standard deviation over {seeds} with 95% bootstrap intervals over {n_test} ({test}) and "
+        "{n_nsfw_caps} ({nsfw_caps}) queries. The paper's columns are for ViT-L/14 on other data.",
         function="saferclip.figures.tables.comparison:main",
         inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
         needs=frozenset({"test"}),
@@ -109,6 +127,9 @@ TABLES: Mapping[str, Product] = {
     "claims": Product(
         title="Claims of the paper",
         caption="Each claim of the paper, what this run measured for it, and whether that supports it.",
+        details="Differences between methods have 95% bootstrap intervals over queries, paired across methods and "
+        "averaged over {seeds}; a claim is supported if the whole interval is as predicted, and "
+        "inconclusive if the interval includes the threshold.",
         function="saferclip.figures.tables.claims:claims",
         inputs=(TEST, RANKS, *ZERO_SHOT_SETS, "mining/neighbours.parquet", "benchmark/nsfw_caps.parquet"),
         needs=frozenset({"test"}),
@@ -116,14 +137,18 @@ TABLES: Mapping[str, Product] = {
     "retrieval": Product(
         title="Retrieval in four directions",
         caption="Recall and share of unsafe first hits in every direction of retrieval.",
+        details="Means ± standard deviation over {seeds} with 95% bootstrap intervals over {n_test} ({test}) and "
+        "{n_nsfw_caps} ({nsfw_caps}) queries.",
         function="saferclip.figures.tables.comparison:retrieval",
         inputs=(TEST, NSFW_CAPS, RANKS),
         needs=frozenset({"test"}),
     ),
     "unsafe_gallery": Product(
         title="Unsafe retrieval from a large safe gallery",
-        caption="Share of unsafe queries whose first hit is unsafe, in a gallery with ten safe items for each "
+        caption="Share of unsafe queries whose first hit is unsafe, in a gallery with many safe items for each "
         "unsafe one, beside the paper's numbers on real images.",
+        details="Means ± standard deviation over {seeds} with 95% bootstrap intervals over {n_gallery} queries in "
+        "each direction; a drawing style that no training set shows stands in for real images.",
         function="saferclip.figures.tables.comparison:unsafe_gallery",
         inputs=(GALLERY, RANKS),
         needs=frozenset({"gallery"}),
@@ -131,21 +156,26 @@ TABLES: Mapping[str, Product] = {
     "zero_shot": Product(
         title="Zero-shot classification",
         caption="Zero-shot accuracy (mean per class, prompt ensembles) on each test set and in the mean.",
+        details="Means ± standard deviation over {seeds} with 95% bootstrap intervals over images.",
         function="saferclip.figures.tables.model:zero_shot",
         inputs=(ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
         needs=frozenset({"zero_shot"}),
     ),
     "drift": Product(
         title="Drift of safe embeddings",
-        caption="How far fine-tuning moved the embeddings of the safe inputs of {test}.",
+        caption="How far fine-tuning moved the embeddings of the safe inputs of {test}: cosine to CLIP's "
+        "embeddings, alignment and uniformity.",
+        details="Means ± standard deviation over {seeds}; n = {n_test} quadruples.",
         function="saferclip.figures.tables.model:drift",
         inputs=(DRIFT,),
         needs=frozenset({"drift"}),
     ),
     "safeground": Product(
         title="SafeGround scores",
-        caption="SafeGround scores, and the share of queries that are nearer to the safe partner than to the unsafe "
-        "one.",
+        caption="SafeGround scores, and the share of queries that are nearer to the safe partner than to the unsafe"
+        " one.",
+        details="Means ± standard deviation over {seeds}; n = {n_test} ({test}) and {n_nsfw_caps} ({nsfw_caps}) "
+        "quadruples.",
         function="saferclip.figures.tables.model:safeground",
         inputs=(TEST, NSFW_CAPS),
         needs=frozenset({"test"}),
@@ -153,6 +183,7 @@ TABLES: Mapping[str, Product] = {
     "calibration": Product(
         title="Calibration of the embedded world",
         caption="What was asked of the base model before any method was run, and what it measures.",
+        details="Values with 95% bootstrap intervals over {n_test} ({test}) and {n_nsfw_caps} ({nsfw_caps}) queries.",
         function="saferclip.figures.tables.model:calibration",
         inputs=tuple(path.format(method="{untuned}", seed="{seed}") for path in (TEST, NSFW_CAPS, ZERO_SHOT, RANKS))
         + ZERO_SHOT_SETS,
@@ -160,8 +191,9 @@ TABLES: Mapping[str, Product] = {
     ),
     "mining": Product(
         title="Mined targets",
-        caption="Cosine similarity, under the frozen text encoder, of unsafe training captions of {test} with their "
-        "paired and their nearest safe caption.",
+        caption="Cosine similarity, under the frozen text encoder, of the unsafe training captions of {test} with "
+        "their paired and their nearest safe caption: mean and quantiles.",
+        details="Over {n_train} captions.",
         function="saferclip.figures.tables.data:mining",
         inputs=("mining/summary.json",),
     ),
@@ -176,6 +208,7 @@ TABLES: Mapping[str, Product] = {
         title="Choice of learning rates",
         caption="Validation score (mean R@1 of the four directions after the last epoch) of each learning rate "
         "tried; the highest of each method is chosen.",
+        details="One seed; n is that of the validation split.",
         function="saferclip.figures.tables.data:learning_rates",
         inputs=("learning_rate_selection/selection.csv",),
         on_request=True,
@@ -220,6 +253,28 @@ def _expand(pattern: str, config: Config) -> list[str]:
                 for seed in runs[method]
             ]
     return [pattern]
+
+
+def titles(test: str) -> dict[str, str]:
+    """How the run's two sets of quadruples are called, where the first is called ``test``."""
+    return {"test": test, "nsfw_caps": "NSFW-Caps-mini" if test.endswith("-mini") else "NSFW-Caps"}
+
+
+def caption(product: Product, config: Config) -> str:
+    """The whole caption for the report, with the run's titles, numbers of queries and seeds."""
+    embedded = config.data.embedded
+    seeds = max(len(config.seeds_of(method)) for method in config.methods)
+    numbers = {
+        "n_train": embedded and embedded.train,
+        "n_test": embedded and embedded.test,
+        "n_gallery": embedded and embedded.gallery_unsafe,
+        "n_nsfw_caps": config.benchmark and config.benchmark.size,
+    }
+    return f"{product.caption} {product.details}".strip().format(
+        **titles(config.figure_settings().title or config.title),
+        **{name: f"{number:,}" if number else "all" for name, number in numbers.items()},
+        seeds=f"{seeds} seeds" if seeds > 1 else "one seed",
+    )
 
 
 def find(products: Mapping[str, Product], name: str) -> Product:

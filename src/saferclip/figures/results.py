@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from saferclip import io, statistics
 from saferclip.config import FigureSettings
-from saferclip.figures import paper
-from saferclip.figures.registry import BENCHMARKS
+from saferclip.figures import paper, registry
 
 Array = NDArray[np.float64]
 
@@ -96,8 +95,7 @@ class Results:
 
     def titles(self) -> dict[str, str]:
         """How the two benchmarks of quadruples are called, as captions name them."""
-        mini = "-mini" if self.title.endswith("-mini") else ""
-        return {"test": self.title, "nsfw_caps": f"NSFW-Caps{mini}"}
+        return registry.titles(self.title)
 
     def retrieval_benchmarks(self) -> dict[str, str]:
         """Titles of the benchmarks of quadruples that were evaluated."""
@@ -221,7 +219,7 @@ class Results:
         return f"Values: {spread} [95% interval, bootstrap over queries, {self.resamples:,} resamples]."
 
     def _evaluation_setting(self, name: str) -> Any:
-        benchmark = next(name for name in BENCHMARKS if self.has(name))
+        benchmark = next(name for name in registry.BENCHMARKS if self.has(name))
         settings = self._first_record(benchmark).provenance["settings"]
         if name not in settings:
             raise io.DataError(f"{self.folder}: the evaluation's records do not say its '{name}'; evaluate again")
