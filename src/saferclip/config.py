@@ -128,7 +128,9 @@ class BaseModelSettings(Settings):
 class TrainingPhase(Settings):
     """One stage of base model training."""
 
-    captions: Literal["full", "default"] = Field(description="'full' names everything in the scene")
+    captions: Literal["objects", "full", "default"] = Field(
+        description="'objects' names objects alone, 'full' everything in the scene, 'default' what `detail` says"
+    )
     samples: Positive = Field(description="image-caption pairs seen")
     learning_rate: float = Field(gt=0)
     single_object_share: Share = Field(description="scenes with one object or several copies of it")

@@ -1,7 +1,8 @@
 """Train the base model of the mini scale: an ordinary contrastive CLIP, from scratch, on IconWorld.
 
-It is trained once, in phases: fully described scenes first, because under-specified captions alone
-teach colours and backgrounds but not objects.  Every batch is a function of the seed and the step,
+It is trained once, in phases: captions of objects alone first, because colours and backgrounds are
+so much easier to learn that they tell the scenes of a batch apart, and nothing is learnt of objects
+as long as they are said.  Every batch is a function of the seed and the step,
 so a killed run goes on from its last checkpoint as if nothing had happened.
 """
 
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 STYLE_SHARES = {"photo": 0.4, "generated": 0.25} | dict.fromkeys(
     ("sketch", "sticker", "mosaic", *iconworld.HELD_OUT_STYLES), 0.07
 )
-POOL_SCENES = 150_000  # distinct scenes of a phase: 1.8 GB of pixels; captions are drawn anew each time
+POOL_SCENES = 100_000  # distinct scenes of a phase: 1.2 GB of pixels; captions are drawn anew each time
 LONGEST_SHIFT = 3  # pixels; the only image augmentation
 WARM_UP_STEPS = 100
 HIGHEST_LOGIT_SCALE = math.log(100)  # as in CLIP
@@ -162,7 +163,9 @@ def _steps(
 
 
 def caption_detail(default: SceneDetail, captions: str) -> Detail:
-    """The amount of detail that the setting 'full' or 'default' asks for."""
+    """The amount of detail that a phase's setting ``captions`` asks for."""
+    if captions == "objects":
+        return Detail(max_objects=None, colour=0, background=0)
     if captions == "full":
         return iconworld.FULL_DETAIL
     return Detail(max_objects=default.named_objects, colour=default.colour, background=default.background)
@@ -198,11 +201,11 @@ def _optimizer(model: CLIP, phase: TrainingPhase, weight_decay: float) -> torch.
 
 @torch.inference_mode()
 def _recall(model: CLIP, settings: BaseModelTrainingSettings, pool: Pool, tokenize: Any) -> dict[str, float]:
-    """Text-to-image recall@1 in percent, on fully and on sparsely described held-out scenes."""
+    """Text-to-image recall@1 in percent on held-out scenes, for every kind of caption."""
     model.eval()
     images = torch.cat([models.image_features(model, _normalise(batch)) for batch in torch.split(pool.images, 250)])
     result = {}
-    for captions in ("full", "default"):
+    for captions in ("objects", "full", "default"):
         rng = np.random.default_rng(settings.seed)
         detail = caption_detail(settings.detail, captions)
         tokens = tokenize([iconworld.describe(scene, rng, detail) for scene in pool.scenes])
