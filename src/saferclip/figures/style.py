@@ -119,4 +119,5 @@ def reach(estimate: Estimate) -> tuple[float, float]:
     """How far the interval reaches below and above the mean; nowhere where there is none."""
     if estimate.low is None or estimate.high is None:
         return 0.0, 0.0
-    return estimate.mean - estimate.low, estimate.high - estimate.mean
+    # A percentile interval of a skewed statistic may end just short of the mean; a bar cannot be negative.
+    return max(0.0, estimate.mean - estimate.low), max(0.0, estimate.high - estimate.mean)
