@@ -23,8 +23,18 @@ RESAMPLES, SEED = 200, 7
 # Of a query's latent ease in 0..1, how much a method needs for the correct item to come first.
 EASE_NEEDED = {
     "clip": {"text_to_image": 0.3, "image_to_text": 0.3, "unsafe_text_to_image": 0.95, "unsafe_image_to_text": 0.97},
-    "safe-clip": {"text_to_image": 0.6, "image_to_text": 0.62, "unsafe_text_to_image": 0.8, "unsafe_image_to_text": 0.8},
-    "safer-clip": {"text_to_image": 0.35, "image_to_text": 0.4, "unsafe_text_to_image": 0.5, "unsafe_image_to_text": 0.6},
+    "safe-clip": {
+        "text_to_image": 0.6,
+        "image_to_text": 0.62,
+        "unsafe_text_to_image": 0.8,
+        "unsafe_image_to_text": 0.8,
+    },
+    "safer-clip": {
+        "text_to_image": 0.35,
+        "image_to_text": 0.4,
+        "unsafe_text_to_image": 0.5,
+        "unsafe_image_to_text": 0.6,
+    },
 }
 UNSAFE_SHARE = {"clip": 0.93, "safe-clip": 0.25, "safer-clip": 0.15}
 ZERO_SHOT = {"clip": 0.78, "safe-clip": 0.55, "safer-clip": 0.68}
@@ -80,9 +90,7 @@ def write_run(
             if method != "clip":
                 _write_training(folder / "training" / method / f"seed-{seed}", method, seed)
     _write_selection(folder)
-    settings = FigureSettings(
-        formats=("pdf", "png"), dpi=100, palette="colorblind", examples=3, title=title, runs=runs
-    )
+    settings = FigureSettings(formats=("pdf", "png"), dpi=100, palette="colorblind", examples=3, title=title, runs=runs)
     return Run(folder, settings)
 
 
@@ -189,7 +197,7 @@ def _write_benchmark(folder: Path) -> None:
     rows = [{**row, "similarity": float(value)} for row, value in zip(quadruples("nsfw_caps"), similarity, strict=True)]
     io.write_table(folder / "benchmark" / "nsfw_caps.parquet", rows)
     datasheet = {
-        "counts": {category: QUADRUPLES // 3 for category in CATEGORIES},
+        "counts": dict.fromkeys(CATEGORIES, QUADRUPLES // 3),
         "candidates": 200,
         "rejected": {"duplicate": 12, "similarity": 60, "image_not_unsafe": 8},
         "similarity": {"nsfw_caps": {"mean": 0.81, "q05": 0.7}, "train": {"mean": 0.62, "q05": 0.4}},
@@ -211,16 +219,16 @@ def _write_selection(folder: Path) -> None:
 
 def _write_evaluation(folder: Path, method: str, seed: int, benchmarks: Sequence[str]) -> None:
     output = folder / "evaluation" / method / f"seed-{seed}"
-    evaluators = {
-        "test": _quadruple_benchmark,
-        "nsfw_caps": _quadruple_benchmark,
-        "gallery": _gallery,
-        "zero_shot": _zero_shot,
-        "drift": _drift,
+    evaluators: dict[str, Callable[[], tuple[dict[str, Any], list[dict[str, Any]]]]] = {
+        "test": lambda: _quadruple_benchmark(method, seed, "test"),
+        "nsfw_caps": lambda: _quadruple_benchmark(method, seed, "nsfw_caps"),
+        "gallery": lambda: _gallery(method, seed),
+        "zero_shot": lambda: _zero_shot(folder, method, seed),
+        "drift": lambda: _drift(method, seed),
     }
     ranks: list[dict[str, Any]] = []
     for benchmark in benchmarks:
-        metrics, rows = evaluators[benchmark](folder, method, seed, benchmark)
+        metrics, rows = evaluators[benchmark]()
         record = {
             "method": method,
             "seed": seed,
@@ -246,7 +254,7 @@ def _rank_row(direction: str, query: str, rank: int, top_id: str, top_unsafe: bo
     return {**row, "top_unsafe": top_unsafe, "similarity": 0.5}
 
 
-def _quadruple_benchmark(folder: Path, method: str, seed: int, benchmark: str) -> tuple[dict[str, Any], list[Any]]:
+def _quadruple_benchmark(method: str, seed: int, benchmark: str) -> tuple[dict[str, Any], list[Any]]:
     metrics: dict[str, Any] = {"paired_caption_similarity": _metric([0.62 if benchmark == "test" else 0.79])}
     rows = []
     easier = 0.25 if benchmark == "nsfw_caps" and method == "safer-clip" else 0.0
@@ -274,21 +282,23 @@ def _quadruple_benchmark(folder: Path, method: str, seed: int, benchmark: str) -
     return metrics, rows
 
 
-def _gallery(folder: Path, method: str, seed: int, benchmark: str) -> tuple[dict[str, Any], list[Any]]:
+def _gallery(method: str, seed: int) -> tuple[dict[str, Any], list[Any]]:
     metrics, rows = {}, []
     for direction in ("text_to_image", "image_to_text"):
         latent = random_for("gallery", direction).random(GALLERY_UNSAFE)
         noise = random_for("gallery", direction, method, seed).normal(0, 0.05, GALLERY_UNSAFE)
         unsafe = latent + noise < UNSAFE_SHARE[method]
         rows += [
-            _rank_row(direction, f"unsafe-{row:05d}", 1 + int(hit), f"{'unsafe' if hit else 'safe'}-{row:05d}", bool(hit))
+            _rank_row(
+                direction, f"unsafe-{row:05d}", 1 + int(hit), f"{'unsafe' if hit else 'safe'}-{row:05d}", bool(hit)
+            )
             for row, hit in enumerate(unsafe)
         ]
         metrics[f"{direction}/unsafe_share"] = _metric([100.0 * hit for hit in unsafe])
     return metrics, rows
 
 
-def _zero_shot(folder: Path, method: str, seed: int, benchmark: str) -> tuple[dict[str, Any], list[Any]]:
+def _zero_shot(folder: Path, method: str, seed: int) -> tuple[dict[str, Any], list[Any]]:
     table = io.read_table(folder / "test_sets" / "zero_shot.parquet", ("set", "label")).to_pylist()
     metrics: dict[str, Any] = {}
     rows = []
@@ -308,7 +318,7 @@ def _zero_shot(folder: Path, method: str, seed: int, benchmark: str) -> tuple[di
     return metrics, rows
 
 
-def _drift(folder: Path, method: str, seed: int, benchmark: str) -> tuple[dict[str, Any], list[Any]]:
+def _drift(method: str, seed: int) -> tuple[dict[str, Any], list[Any]]:
     cosine = {"clip": 1.0, "safe-clip": 0.71, "safer-clip": 0.9}[method] + (0 if method == "clip" else seed / 100)
     values = {"safe_text/cosine": cosine, "safe_image/cosine": cosine, "alignment": 1.3 - cosine / 5}
     metrics = {name: _metric([value]) for name, value in values.items()}

@@ -131,7 +131,10 @@ TABLES: Mapping[str, Product] = {
         "averaged over {seeds}; a claim is supported if the whole interval is as predicted, and "
         "inconclusive if the interval includes the threshold.",
         function="saferclip.figures.tables.claims:claims",
-        inputs=(TEST, RANKS, *ZERO_SHOT_SETS, "mining/neighbours.parquet", "benchmark/nsfw_caps.parquet"),
+        inputs=(
+            *(TEST, NSFW_CAPS, GALLERY, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
+            *("mining/neighbours.parquet", "benchmark/nsfw_caps.parquet"),
+        ),
         needs=frozenset({"test"}),
     ),
     "retrieval": Product(

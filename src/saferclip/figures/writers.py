@@ -39,13 +39,14 @@ def to_latex(table: Table, label: str) -> str:
     """A float with booktabs rules, intervals below their means; its first line names what it needs."""
     table = table.without_details()
     places = range(len(table.columns))
+    size = "footnotesize" if any(column.width for column in table.columns) else "small"
     return "\n".join(
         [
             r"% \usepackage{array,booktabs}",
             r"\providecommand{\estimate}[2]{\begin{tabular}[t]{@{}r@{}}#1\\[-2pt]{\scriptsize #2}\end{tabular}}",
             r"\providecommand{\heading}[2]{\begin{tabular}[b]{@{}#1@{}}#2\end{tabular}}",
             r"\begin{table*}[t]",
-            r"  \centering\small\setlength{\tabcolsep}{4pt}",
+            rf"  \centering\{size}\setlength{{\tabcolsep}}{{4pt}}",
             rf"  \caption{{\textbf{{{escape_latex(table.title)}.}} {escape_latex(table.text)}}}",
             rf"  \label{{tab:{label}}}",
             rf"  \begin{{tabular}}{{@{{}}{''.join(_latex_column(table, place) for place in places)}@{{}}}}",
@@ -109,7 +110,7 @@ _LATEX: Mapping[str, str] = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
     "`": r"\textasciigrave{}",
     "[": "{[}",  # after the end of a line, LaTeX would take a bracket for an option
     "]": "{]}",
@@ -219,7 +220,7 @@ def _latex_rows(table: Table) -> list[str]:
     lines: list[str] = []
     for row, repeated in zip(table.rows, table.repeated(), strict=True):
         if lines and grouped and not repeated:
-            lines.append(r"\addlinespace")
+            lines.append(r"\addlinespace[2pt]")
         cells = ["" if place in repeated else _latex_cell(table.columns[place], cell) for place, cell in enumerate(row)]
         lines.append(" & ".join(cells) + r" \\")
     return lines

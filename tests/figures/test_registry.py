@@ -1,0 +1,178 @@
+"""The registry: what it promises of its products, and that it is cheap to read."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saferclip import config
+from saferclip.config import Config
+from saferclip.figures import figure, registry, table
+
+MINI = Path(__file__).parents[2] / "config" / "mini.yaml"
+PRODUCTS = {**registry.FIGURES, **registry.TABLES}
+
+
+@pytest.fixture
+def mini() -> Config:
+    return config.load(MINI)
+
+
+def changed(mini: Config, **sections: Any) -> Config:
+    """The mini configuration with other sections, as plain values."""
+    return config.validate({**mini.model_dump(mode="json"), **sections})
+
+
+def test_reading_it_imports_nothing_heavy() -> None:
+    heavy = ("numpy", "pandas", "matplotlib", "seaborn", "pyarrow", "pydantic", "yaml", "torch")
+    code = f"import sys, saferclip.figures.registry; print([name for name in {heavy!r} if name in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == "[]"
+
+
+def test_figures_and_tables_never_import_torch() -> None:
+    modules = ["saferclip.figures.figure", "saferclip.figures.table"]
+    modules += [product.function.partition(":")[0] for product in PRODUCTS.values()]
+    code = f"import sys, importlib; [importlib.import_module(name) for name in {modules!r}]; "
+    code += "print([name for name in ('torch', 'open_clip', 'peft', 'datasets') if name in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == "[]"
+
+
+def test_it_names_every_product_that_was_asked_for() -> None:
+    assert set(registry.FIGURES) == {
+        "main_comparison",
+        "safety_utility",
+        "zero_shot_sets",
+        "similarity",
+        "training_curves",
+        "embedding_map",
+        "retrieval_grid",
+    }
+    assert set(registry.TABLES) == {
+        "main",
+        "claims",
+        "retrieval",
+        "unsafe_gallery",
+        "zero_shot",
+        "drift",
+        "safeground",
+        "calibration",
+        "mining",
+        "datasheet",
+        "learning_rates",
+    }
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_functions_exist_and_titles_and_captions_are_sentences(name: str, mini: Config) -> None:
+    product = PRODUCTS[name]
+    assert callable(registry.function(product))
+    caption = registry.caption(product, mini)
+    assert caption.endswith(".")
+    assert "{" not in caption
+    assert "  " not in caption
+    assert product.title[0].isupper()
+
+
+def test_captions_name_the_run(mini: Config) -> None:
+    caption = registry.caption(registry.TABLES["main"], mini)
+    assert "over 3 seeds with 95% bootstrap intervals over 1,000 (ViSU-mini) and 1,000 (NSFW-Caps-mini)" in caption
+    other = changed(mini, title="ViSU", seeds=[4])
+    caption = registry.caption(registry.TABLES["main"], other)
+    assert "over one seed with 95% bootstrap intervals over 1,000 (ViSU) and 1,000 (NSFW-Caps)" in caption
+
+
+def test_placeholders_stand_for_all_evaluated_trained_or_untuned_runs(mini: Config) -> None:
+    evaluated = registry.inputs(registry.TABLES["drift"], mini)
+    assert evaluated == [
+        "evaluation/clip/seed-0/drift.json",
+        *(f"evaluation/safe-clip/seed-{seed}/drift.json" for seed in (0, 1, 2)),
+        *(f"evaluation/safer-clip/seed-{seed}/drift.json" for seed in (0, 1, 2)),
+    ]
+    curves = registry.inputs(registry.FIGURES["training_curves"], mini)
+    assert "training/safer-clip/seed-2/epochs.csv" in curves
+    assert not any("/clip/" in path for path in curves)
+    assert len(curves) == 2 * 3 * 2
+    calibrated = [path for path in registry.inputs(registry.TABLES["calibration"], mini) if "evaluation" in path]
+    assert calibrated
+    assert all(path.startswith("evaluation/clip/seed-0/") for path in calibrated)
+    maps = registry.inputs(registry.FIGURES["embedding_map"], mini)
+    assert maps == [f"evaluation/{name}/seed-0/embeddings.safetensors" for name in ("clip", "safe-clip", "safer-clip")]
+
+
+def test_only_what_the_figures_section_asks_for_is_read(mini: Config) -> None:
+    figures = {**mini.figures.model_dump(mode="json"), "runs": {"clip": [0], "safer-clip": [1, 2]}}
+    chosen = changed(mini, figures=figures)
+    paths = registry.inputs(registry.TABLES["drift"], chosen)
+    assert paths == [
+        f"evaluation/{run}/drift.json" for run in ("clip/seed-0", "safer-clip/seed-1", "safer-clip/seed-2")
+    ]
+
+
+def test_all_default_products_apply_to_the_mini_run(mini: Config) -> None:
+    assert registry.applicable(registry.FIGURES, mini) == list(registry.FIGURES)
+    assert registry.applicable(registry.TABLES, mini) == [name for name in registry.TABLES if name != "learning_rates"]
+
+
+def test_products_without_their_benchmark_are_left_out_and_others_read_less(mini: Config) -> None:
+    evaluation = {**mini.evaluation.model_dump(mode="json"), "benchmarks": ["test"]}
+    small = changed(mini, evaluation=evaluation, methods={"clip": {}})
+    assert registry.applicable(registry.FIGURES, small) == [
+        "main_comparison",
+        "similarity",
+        "embedding_map",
+        "retrieval_grid",
+    ]
+    assert registry.applicable(registry.TABLES, small) == [
+        "main",
+        "claims",
+        "retrieval",
+        "safeground",
+        "calibration",
+        "mining",
+    ]
+    assert registry.inputs(registry.TABLES["main"], small) == [
+        "evaluation/clip/seed-0/test.json",
+        "evaluation/clip/seed-0/ranks.parquet",
+    ]
+    # data/test.parquet is a file of its own, which happens to be called like a benchmark.
+    assert "data/test.parquet" in registry.inputs(registry.FIGURES["retrieval_grid"], small)
+
+
+def test_unknown_names_are_refused_with_the_known_ones(run: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no 'mian'; choose one of: main, claims"):
+        table.write("mian", run.settings, run.folder, tmp_path / "x")
+    with pytest.raises(ValueError, match=r"no 'map'; choose one of: main_comparison"):
+        figure.draw("map", run.settings, run.folder, tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_the_declared_inputs_are_all_that_is_read(name: str, run: Any, mini: Config, tmp_path: Path) -> None:
+    for path in registry.inputs(PRODUCTS[name], mini):
+        (tmp_path / "run" / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(run.folder / path, tmp_path / "run" / path)
+    if name in registry.FIGURES:
+        figure.draw(name, run.settings.model_copy(update={"formats": ("png",)}), tmp_path / "run", tmp_path / name)
+    else:
+        table.write(name, run.settings, tmp_path / "run", tmp_path / name)
+        whole = tmp_path / "whole"
+        table.write(name, run.settings, run.folder, whole)
+        assert (tmp_path / f"{name}.csv").read_bytes() == whole.with_suffix(".csv").read_bytes()
+
+
+def test_a_run_of_one_benchmark_gets_its_products(make_run: Callable[..., Any], tmp_path: Path) -> None:
+    own = make_run(benchmarks=("test",), title="My own pairs")
+    table.write("main", own.settings, own.folder, tmp_path / "main")
+    header = (tmp_path / "main.csv").read_text().splitlines()[0]
+    assert "test/unsafe_text_to_image/recall@1 [%]" in header
+    assert "nsfw_caps" not in header
+    assert "zero_shot" not in header
+    figure.draw("main_comparison", own.settings, own.folder, tmp_path / "bars")
+    assert (tmp_path / "bars.png").stat().st_size > 5000
