@@ -78,6 +78,23 @@ class MultiheadAttention(lora.MultiheadAttention):
         base.out_proj.unmerge()
 
 
+class Conv2d(lora.Conv2d):
+    """PEFT's layer for convolutions, computed as one convolution with the sum of both weights.
+
+    In a small network, whose layers are hardly wider than the rank, this saves a quarter of a step.
+    Dropout acts on the low-rank path's input, so with dropout the paths are apart, as in PEFT.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        """Convolve ``x`` of shape (batch, channels, height, width)."""
+        dropout = any(isinstance(self.lora_dropout[adapter], nn.Dropout) for adapter in self.active_adapters)
+        if self.disable_adapters or self.merged or dropout:
+            return super().forward(x, *args, **options)
+        base: Any = self.get_base_layer()
+        weight = base.weight + sum(self.get_delta_weight(adapter) for adapter in self.active_adapters)
+        return base._conv_forward(x, weight, base.bias)
+
+
 def attach(clip: Clip, settings: LoraSettings) -> PeftModel:
     """Put fresh adapters into ``clip.model``, in place; everything else is frozen.
 
@@ -92,7 +109,7 @@ def attach(clip: Clip, settings: LoraSettings) -> PeftModel:
         target_modules=settings.target_modules,
     )
     try:
-        tuned = get_peft_model(clip.model, _with_own_attention(config))
+        tuned = get_peft_model(clip.model, _with_own_layers(config))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{KEY}: selects a module that cannot be adapted: {error}") from error
     for layer in _layers(tuned):
@@ -104,7 +121,7 @@ def attach(clip: Clip, settings: LoraSettings) -> PeftModel:
 
 def load(clip: Clip, folder: Path) -> PeftModel:
     """Put saved adapters into ``clip.model``, in place."""
-    config = _with_own_attention(PeftConfig.from_pretrained(str(folder)))
+    config = _with_own_layers(PeftConfig.from_pretrained(str(folder)))
     return PeftModel.from_pretrained(clip.model, str(folder), config=config)
 
 
@@ -132,8 +149,8 @@ def merge(tuned: PeftModel) -> dict[str, Tensor]:
     return state
 
 
-def _with_own_attention(config: Any) -> Any:
-    config._register_custom_module({nn.MultiheadAttention: MultiheadAttention})
+def _with_own_layers(config: Any) -> Any:
+    config._register_custom_module({nn.MultiheadAttention: MultiheadAttention, nn.Conv2d: Conv2d})
     return config
 
 

@@ -249,10 +249,9 @@ def test_micro_batches_equal_one_large_batch(material: Any, accumulation: int) -
         for name, weight in tuner.weights.items():
             torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
         step = next(tuner.steps(torch.arange(7), quadruples, frozen, "epoch"))
-        found.append((step, {name: weight.grad for name, weight in tuner.weights.items()}))
-    (step, gradients), (split_step, split_gradients) = found
-    for name, expected in gradients.items():
-        torch.testing.assert_close(split_gradients[name], expected, atol=1e-6, rtol=1e-4)
+        found.append((step, torch.cat([weight.grad.flatten() for weight in tuner.weights.values()])))
+    (step, gradient), (split_step, split_gradient) = found
+    assert (split_gradient - gradient).norm() < 1e-5 * gradient.norm()
     for name, weight in PER_EXAMPLE.items():
         if weight:
             assert split_step[name] == pytest.approx(step[name], rel=1e-5)
