@@ -142,6 +142,18 @@ def test_absolute_paths_inside_the_root_are_fine(pairs: Pairs) -> None:
     assert len(read(pairs.build() / "train.parquet")) == 3
 
 
+def test_absolute_paths_may_use_another_name_of_the_root(
+    pairs: Pairs, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    alias = tmp_path_factory.mktemp("alias") / "pairs"
+    alias.symlink_to(pairs.folder)
+    for row in pairs.rows["train"]:
+        row["safe_image"] = str(pairs.folder / row["safe_image"])
+    pairs.rewrite()
+    pairs.settings["image_root"] = alias
+    assert len(read(pairs.build() / "train.parquet")) == 3
+
+
 def test_paths_may_wind_and_follow_links_inside_the_root(
     pairs: Pairs, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -135,7 +135,6 @@ def test_products_without_their_benchmark_are_left_out_and_others_read_less(mini
         "claims",
         "retrieval",
         "safeground",
-        "calibration",
         "mining",
     ]
     assert registry.inputs(registry.TABLES["main"], small) == [

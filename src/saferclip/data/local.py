@@ -240,10 +240,10 @@ def _image_path(table: Table, cell: Any) -> Path:
         raise DataError(message)
     if "://" in value:
         raise DataError(f"'{value}' is an address; download the image and give its path")
-    # By names alone: links inside the folder are its owner's choice.
     root = Path(os.path.normpath(table.root.absolute()))
     path = Path(os.path.normpath(root / value.strip()))
-    if not path.is_relative_to(root):
+    # By name, since links inside the folder are its owner's choice; or by place, since the folder may have two names.
+    if not (path.is_relative_to(root) or path.resolve().is_relative_to(root.resolve())):
         raise DataError(f"'{value}' leads out of {root}; move the image there, or set data.local.image_root")
     return path
 

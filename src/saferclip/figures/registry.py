@@ -190,7 +190,7 @@ TABLES: Mapping[str, Product] = {
         function="saferclip.figures.tables.model:calibration",
         inputs=tuple(path.format(method="{untuned}", seed="{seed}") for path in (TEST, NSFW_CAPS, ZERO_SHOT, RANKS))
         + ZERO_SHOT_SETS,
-        needs=frozenset({"test"}),
+        needs=frozenset({"test", "nsfw_caps", "zero_shot"}),  # the latter two: only of the embedded world
     ),
     "mining": Product(
         title="Mined targets",
