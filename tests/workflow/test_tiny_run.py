@@ -91,6 +91,10 @@ def test_a_clone_with_pulled_artifacts_has_nothing_to_do(tiny: Any, pulled: Any)
     ).read_bytes()
 
 
+def test_dvc_and_snakemake_agree(pulled: Any) -> None:
+    assert "up to date" in pulled.run("dvc", "status").stdout
+
+
 def test_after_a_pull_one_change_runs_only_what_depends_on_it(pulled: Any) -> None:
     figures = pulled.plan(config=pulled.variant("dpi", {"figures.dpi": 70}, "tiny"))
     assert set(figures.counts) == {"figure", "table", "report", "all"}
@@ -103,10 +107,6 @@ def test_after_a_pull_one_change_runs_only_what_depends_on_it(pulled: Any) -> No
 def test_after_a_pull_that_change_can_be_run(pulled: Any) -> None:
     """The pulled files really are all that the remaining steps need."""
     pulled.snakemake(f"{RESULTS}/tables/main.html", config=pulled.variant("dpi", {"figures.dpi": 70}, "tiny"))
-
-
-def test_dvc_and_snakemake_agree(pulled: Any) -> None:
-    assert "up to date" in pulled.run("dvc", "status").stdout
 
 
 @pytest.fixture(scope="module")

@@ -100,6 +100,8 @@ def model(folder):
 
 def delivered_version():
     """Content hash of the base model's DVC artifact: a newly delivered model is another model."""
+    if SOURCE_KIND != "dvc":
+        return ""
     stages = yaml.safe_load(Path("dvc.lock").read_text())["stages"] if Path("dvc.lock").is_file() else {}
     hashes = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
     return hashes.get(DELIVERED, "")
