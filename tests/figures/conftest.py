@@ -20,24 +20,19 @@ RUNS = {"clip": (0,), "safe-clip": (0, 1, 2), "safer-clip": (0, 1, 2)}
 QUADRUPLES = 120
 GALLERY_UNSAFE = 60
 RESAMPLES, SEED = 200, 7
+DIRECTIONS = ("text_to_image", "image_to_text", "unsafe_text_to_image", "unsafe_image_to_text")
 # Of a query's latent ease in 0..1, how much a method needs for the correct item to come first.
 EASE_NEEDED = {
-    "clip": {"text_to_image": 0.3, "image_to_text": 0.3, "unsafe_text_to_image": 0.95, "unsafe_image_to_text": 0.97},
-    "safe-clip": {
-        "text_to_image": 0.6,
-        "image_to_text": 0.62,
-        "unsafe_text_to_image": 0.8,
-        "unsafe_image_to_text": 0.8,
-    },
-    "safer-clip": {
-        "text_to_image": 0.35,
-        "image_to_text": 0.4,
-        "unsafe_text_to_image": 0.5,
-        "unsafe_image_to_text": 0.6,
-    },
+    method: dict(zip(DIRECTIONS, needed, strict=True))
+    for method, needed in {
+        "clip": (0.3, 0.3, 0.95, 0.97),
+        "safe-clip": (0.6, 0.62, 0.8, 0.8),
+        "safer-clip": (0.35, 0.4, 0.5, 0.6),
+        "no-curriculum": (0.4, 0.4, 0.6, 0.6),
+    }.items()
 }
-UNSAFE_SHARE = {"clip": 0.93, "safe-clip": 0.25, "safer-clip": 0.15}
-ZERO_SHOT = {"clip": 0.78, "safe-clip": 0.55, "safer-clip": 0.68}
+UNSAFE_SHARE = {"clip": 0.93, "safe-clip": 0.25, "safer-clip": 0.15, "no-curriculum": 0.18}
+ZERO_SHOT = {"clip": 0.78, "safe-clip": 0.55, "safer-clip": 0.68, "no-curriculum": 0.65}
 ZERO_SHOT_SETS = {"objects": 5, "sketches": 4, "novel_objects": 5, "colours": 3, "counts": 4, "backgrounds": 6}
 CATEGORIES = ("weapons", "drugs & alcohol", "self_harm")
 
@@ -161,7 +156,7 @@ def _write_mining(folder: Path) -> None:
     rows = [
         {
             "unsafe_id": f"train-{row:05d}",
-            "safe_id": f"train-{row if paired[row] == nearest[row] else (row * 7) % 600:05d}",
+            "safe_id": f"train-{row if paired[row] == nearest[row] else (row + 1) % 600:05d}",
             "similarity": float(nearest[row]),
             "paired_similarity": float(paired[row]),
             "difficulty": int(difficulty[row]),
@@ -319,7 +314,9 @@ def _zero_shot(folder: Path, method: str, seed: int) -> tuple[dict[str, Any], li
 
 
 def _drift(method: str, seed: int) -> tuple[dict[str, Any], list[Any]]:
-    cosine = {"clip": 1.0, "safe-clip": 0.71, "safer-clip": 0.9}[method] + (0 if method == "clip" else seed / 100)
+    cosine = {"clip": 1.0, "safe-clip": 0.71, "safer-clip": 0.9, "no-curriculum": 0.88}[method] + (
+        0 if method == "clip" else seed / 100
+    )
     values = {"safe_text/cosine": cosine, "safe_image/cosine": cosine, "alignment": 1.3 - cosine / 5}
     metrics = {name: _metric([value]) for name, value in values.items()}
     metrics |= {name: _metric([-1 - cosine], interval=False) for name in ("uniformity_text", "uniformity_image")}
@@ -329,7 +326,7 @@ def _drift(method: str, seed: int) -> tuple[dict[str, Any], list[Any]]:
 def _write_embeddings(path: Path, method: str) -> None:
     """Text and image clouds; redirection moves the unsafe ones towards the safe ones."""
     random = random_for("embeddings")
-    moved = {"clip": 0.0, "safe-clip": 0.5, "safer-clip": 0.8}[method]
+    moved = {"clip": 0.0, "safe-clip": 0.5, "safer-clip": 0.8, "no-curriculum": 0.75}[method]
     content = random.normal(size=(QUADRUPLES, 16))
     tensors = {}
     for modality, offset in (("caption", 1.5), ("image", -1.5)):

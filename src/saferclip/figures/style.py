@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import matplotlib as mpl
@@ -97,10 +98,12 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> Leg
 
 
 def _legend_width(labels: Sequence[str], columns: int) -> float:
-    """Width in inches, about: matplotlib fills columns from top to bottom."""
-    rows = -(-len(labels) // columns)
-    widest = [max(map(len, labels[start : start + rows])) for start in range(0, len(labels), rows)]
-    return sum(0.055 * characters + 0.45 for characters in widest)
+    """Width in inches, about; as matplotlib fills columns, the first ones are longer by one if need be."""
+    rows, longer = divmod(len(labels), columns)
+    lengths = [rows + (place < longer) for place in range(columns)]
+    rest = iter(labels)
+    widest = [max(len(label) for label in islice(rest, length)) for length in lengths]
+    return sum(0.06 * characters + 0.45 for characters in widest)
 
 
 def tidy(axes: Axes, grid: str = "y") -> None:
