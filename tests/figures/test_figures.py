@@ -95,7 +95,8 @@ def test_panels_have_titles_and_labels_and_nothing_is_cut_off(name: str, draw: C
     if name not in ("retrieval_grid", "embedding_map"):
         for axes in drawn.axes:
             assert axes.get_title(loc="left") or axes.get_title()
-            assert axes.get_ylabel() or axes.get_yticklabels()
+            assert axes.get_xlabel() or axes.get_xticklabels()
+        assert drawn.axes[0].get_ylabel() or drawn.axes[0].get_yticklabels()
 
 
 def test_drawing_leaves_the_settings_of_matplotlib_alone(run: Any, tmp_path: Path) -> None:
