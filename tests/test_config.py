@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[1] / "config"
 # Through JSON, so that sections that share an anchor are copies: a change to one is a change to one.
 MINI = json.loads(json.dumps(yaml.safe_load((CONFIGS / "mini.yaml").read_text(encoding="utf-8"))))
 SPLITS = ("train", "validation", "test")
-OPTIONAL = {("data", "embedded"), ("base_model_training",), ("benchmark",)}
+OPTIONAL = {("data", "embedded"), ("test_sets",), ("base_model_training",), ("benchmark",)}
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -236,6 +236,7 @@ def test_clip_is_the_method_with_nothing_to_say(nothing: dict[str, Any] | None) 
             "methods.safer-clip.weights: at least one weight must be above 0",
         ),
         (lambda v: v.pop("benchmark"), "names 'nsfw_caps', so the section 'benchmark' must be given"),
+        (lambda v: v.pop("test_sets"), "names 'gallery' or 'zero_shot', so the section 'test_sets' must be given"),
         (lambda v: v["data"].update(source="local"), "data: source is 'local', so the section 'local' must be given"),
         (
             lambda v: v.update(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
@@ -590,6 +591,27 @@ def test_image_that_breaks_after_it_was_checked_is_still_named(pairs: Pairs) -> 
     (pairs.folder / "train/safe1.jpg").write_bytes(b"overwritten")
     with pytest.raises(DataError, match=r"train\.csv: line 3: safe_image: not a JPEG"):
         list(splits["train"])
+
+
+# The guide --------------------------------------------------------------------------------------
+
+
+def test_examples_of_the_guide_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (Path(__file__).parents[2] / "docs/own-pairs.md").read_text(encoding="utf-8")
+    table, program = (re.findall(rf"```{kind}\n(.*?)```", guide, re.DOTALL) for kind in ("csv", "python"))
+    assert (len(table), len(program)) == (1, 1)
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos/0001.jpg", "photos/0002.jpg", "made/0001.png", "made/0002.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(encoded("JPEG" if name.endswith("jpg") else "PNG"))
+    exec(program[0], {})
+    for split, prefix in (("validation", "1"), ("test", "2")):
+        Path(f"{split}.csv").write_text(re.sub("^0", prefix, table[0], flags=re.MULTILINE), encoding="utf-8")
+    settings = LocalData(train=Path("train.parquet"), validation=Path("validation.csv"), test=Path("test.csv"))
+    found = {split: list(rows) for split, rows in local.quadruples(settings).items()}
+    assert [row["id"] for row in found["train"]] == ["0001"]
+    assert [row["category"] for row in found["test"]] == ["weapons", "fire"]
+    assert found["test"][0]["safe_caption"] == "A man with a camera, outdoors"
 
 
 # Helpers ----------------------------------------------------------------------------------------
