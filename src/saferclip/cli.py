@@ -126,10 +126,10 @@ def data(settings: str, output: Path) -> None:
 @_output
 def test_sets(settings: str, output: Path) -> None:
     """Make the gallery and the zero-shot sets of the embedded world."""
-    from saferclip.config import EmbeddedData
+    from saferclip.config import MiniSets
     from saferclip.data import test_sets
 
-    test_sets.build(_parse(EmbeddedData, settings), output)
+    test_sets.build(_parse(MiniSets, settings), output)
 
 
 @main.command("base-model-training")

@@ -75,17 +75,31 @@ class SceneDetail(Settings):
     background: Share = Field(description="probability that the background is said")
 
 
-class EmbeddedData(Settings):
-    """Sizes of ViSU-mini and of the mini test sets, drawn by our own code."""
+class World(Settings):
+    """What scenes and captions of the embedded world depend on, however many there are."""
 
     seed: int
+    detail: SceneDetail
+
+
+class EmbeddedData(World):
+    """Sizes of ViSU-mini, drawn by our own code."""
+
     train: Positive
     validation: Positive
     test: Positive
-    detail: SceneDetail
+
+
+class MiniSetSizes(Settings):
+    """Sizes of the mini test sets beside the quadruples."""
+
     gallery_unsafe: Positive = Field(description="unsafe pairs of the unseen-style gallery")
     gallery_safe_ratio: Positive = Field(description="safe pairs for each unsafe one")
     zero_shot_images: Positive = Field(description="images in each zero-shot set, at most")
+
+
+class MiniSets(World, MiniSetSizes):
+    """All that the mini test sets depend on; seed and detail are those of the quadruples."""
 
 
 class LocalData(Settings):
@@ -98,6 +112,8 @@ class LocalData(Settings):
 
 
 class DataSettings(Settings):
+    """Where quadruples come from; the section of that name says the rest."""
+
     source: Literal["embedded", "local"]
     embedded: EmbeddedData | None = None
     local: LocalData | None = None
@@ -163,11 +179,15 @@ class BenchmarkSettings(Settings):
 
 
 class MiningSettings(Settings):
+    """How the frozen embeddings are computed and searched; no result depends on it."""
+
     block_size: Positive = Field(description="rows of one similarity block; memory is its square")
     batch_size: Positive = Field(description="inputs encoded at once")
 
 
 class LoraSettings(Settings):
+    """Low-rank adapters, in PEFT's terms."""
+
     rank: Positive
     alpha: float = Field(gt=0)
     dropout: Share
@@ -237,6 +257,8 @@ class SelectionSettings(Settings):
 
 
 class EvaluationSettings(Settings):
+    """What is measured, and how its uncertainty is estimated."""
+
     benchmarks: Distinct[Literal["test", "nsfw_caps", "gallery", "zero_shot", "drift"]]
     batch_size: Positive
     block_size: Positive = Field(description="queries compared with the gallery at once")
@@ -245,6 +267,8 @@ class EvaluationSettings(Settings):
 
 
 class FigureSettings(Settings):
+    """How figures and tables look, and what they show."""
+
     formats: Distinct[Literal["pdf", "png"]]
     dpi: Positive
     palette: str = Field(description="seaborn palette; 'colorblind' is the safe choice")
@@ -262,6 +286,7 @@ class Config(Settings):
     title: str = Field(description="how the data set is called in tables and figures")
     seeds: Distinct[int] = Field(description="each trained method is run once with each")
     data: DataSettings
+    test_sets: MiniSetSizes | None = None
     base_model: BaseModelSettings
     base_model_training: BaseModelTrainingSettings | None = None
     benchmark: BenchmarkSettings | None = None
@@ -293,6 +318,8 @@ class Config(Settings):
         """Sections that are right in themselves but do not go together."""
         if "nsfw_caps" in self.evaluation.benchmarks and self.benchmark is None:
             yield "evaluation.benchmarks names 'nsfw_caps', so the section 'benchmark' must be given"
+        if {"gallery", "zero_shot"} & set(self.evaluation.benchmarks) and self.test_sets is None:
+            yield "evaluation.benchmarks names 'gallery' or 'zero_shot', so the section 'test_sets' must be given"
         embedded_only = {"nsfw_caps", "gallery", "zero_shot"} & set(self.evaluation.benchmarks)
         if self.data.source != "embedded" and embedded_only:
             yield (
@@ -324,7 +351,7 @@ class Config(Settings):
         embedded = self.data.embedded
         sections: dict[str, Settings | None] = {
             "data": self.data,
-            "test_sets": embedded,
+            "test_sets": self._mini_sets(),
             "base_model_training": self.base_model_training,
             "base_model": self.base_model,
             "benchmark": self.benchmark,
@@ -344,6 +371,12 @@ class Config(Settings):
             raise ConfigError(f"step '{step}': {missing}")
         return json.dumps(section.model_dump(mode="json"), sort_keys=True)
 
+    def _mini_sets(self) -> MiniSets | None:
+        if self.test_sets is None or self.data.embedded is None:
+            return None
+        world = self.data.embedded
+        return MiniSets(seed=world.seed, detail=world.detail, **self.test_sets.model_dump())
+
     def seeds_of(self, method: str) -> tuple[int, ...]:
         """Seeds that a method is run with: an untuned one has nothing to repeat."""
         return self.seeds if self.methods[method] else self.seeds[:1]
@@ -354,11 +387,15 @@ def load(path: Path) -> Config:
 
     Raises ConfigError listing every problem with its key and what would be right.
     """
+    return validate(read(path), origin=str(path))
+
+
+def read(path: Path) -> Any:
+    """Read a configuration file as plain values; raises ConfigError, also for a repeated key."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    return validate(values, origin=str(path))
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from saferclip import io
-from saferclip.config import EmbeddedData, SceneDetail
+from saferclip.config import EmbeddedData, MiniSets, SceneDetail
 from saferclip.data import embedded, iconworld, test_sets
 
 
@@ -19,11 +19,13 @@ def settings(**changes: Any) -> EmbeddedData:
         "validation": 20,
         "test": 30,
         "detail": SceneDetail(named_objects=2, colour=0.7, background=0.5),
-        "gallery_unsafe": 10,
-        "gallery_safe_ratio": 10,
-        "zero_shot_images": 24,
     }
     return EmbeddedData.model_validate(values | changes)
+
+
+def mini_sets() -> MiniSets:
+    world = settings()
+    return MiniSets(seed=world.seed, detail=world.detail, gallery_unsafe=10, gallery_safe_ratio=10, zero_shot_images=24)
 
 
 def test_quadruples_are_loosely_paired_and_complete() -> None:
@@ -70,7 +72,7 @@ def test_unsafe_images_always_show_something_unsafe() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("test-sets")
-    test_sets.build(settings(), folder)
+    test_sets.build(mini_sets(), folder)
     return folder
 
 

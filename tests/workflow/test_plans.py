@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+ROOT = Path(__file__).parents[2]
 AGGREGATES = {"figure", "table", "report", "all"}
 
 
@@ -47,6 +50,26 @@ def test_an_evaluation_setting_evaluates_without_training(finished: Any) -> None
     plan = finished.plan(config=finished.variant("bootstrap", {"evaluation.bootstrap": 77}))
     assert set(plan.counts) == {"evaluation", *AGGREGATES}
     assert plan.counts["evaluation"] == 7
+
+
+def test_the_size_of_a_test_set_changes_no_training(finished: Any) -> None:
+    plan = finished.plan(config=finished.variant("gallery", {"test_sets.zero_shot_images": 77}))
+    assert set(plan.counts) == {"test_sets", "evaluation", *AGGREGATES}
+
+
+def test_a_delivered_choice_of_learning_rates_becomes_a_table(finished: Any) -> None:
+    chosen = finished.folder / "config/mini.learning_rates.csv"
+    delivered = chosen.read_text() if chosen.exists() else None
+    try:
+        chosen.write_text("method,learning_rate,score,chosen\nsafe-clip,7e-3,1.0,True\n")
+        plan = finished.plan()
+    finally:
+        if delivered is None:
+            chosen.unlink()
+        else:
+            chosen.write_text(delivered)
+    assert plan.of("table") == [{"table": "learning_rates"}]
+    assert set(plan.counts) == {"learning_rates", "table", "report", "all"}
 
 
 def test_the_notation_of_a_setting_does_not_matter(finished: Any) -> None:
@@ -116,6 +139,7 @@ def test_own_pairs_have_no_benchmarks_of_the_embedded_world(finished: Any) -> No
             "name": "own",
             "data": {"source": "local", "local": tables},
             "benchmark": None,
+            "test_sets": None,
             "evaluation.benchmarks": ["test", "drift"],
         },
     )
@@ -123,3 +147,16 @@ def test_own_pairs_have_no_benchmarks_of_the_embedded_world(finished: Any) -> No
     assert {"test_sets", "benchmark"}.isdisjoint(plan.counts)
     assert {"data", "mining", "training", "evaluation", "report"} <= set(plan.counts)
     assert not re.search(r"results/own/\S*(zero_shot|gallery|nsfw_caps)", plan.text)
+
+
+def test_configured_learning_rates_are_the_chosen_ones() -> None:
+    """Of every run that DVC delivers: they came from the one documented rule, by no other way."""
+    lock = ROOT / "dvc.lock"
+    stages = yaml.safe_load(lock.read_text())["stages"] if lock.exists() else {}
+    for name in stages.keys() & {file.stem for file in (ROOT / "config").glob("*.yaml")}:
+        config = yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
+        with (ROOT / f"config/{name}.learning_rates.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        chosen = {row["method"]: float(row["learning_rate"]) for row in rows if row["chosen"] == "True"}
+        assert chosen == {method: values["learning_rate"] for method, values in config["methods"].items() if values}
+        assert {float(row["learning_rate"]) for row in rows} == set(config["selection"]["learning_rates"])

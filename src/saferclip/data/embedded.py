@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from saferclip import io
-from saferclip.config import EmbeddedData, SceneDetail
+from saferclip.config import EmbeddedData, SceneDetail, World
 from saferclip.data import iconworld
 from saferclip.data.iconworld import Detail, Scene
 from saferclip.provenance import available_cores
@@ -36,7 +36,7 @@ def quadruples(settings: EmbeddedData) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def draw(row: Any, settings: EmbeddedData, stream: str, count: int) -> list[dict[str, Any]]:
+def draw(row: Any, settings: World, stream: str, count: int) -> list[dict[str, Any]]:
     """Call ``row(rng, number, detail)`` for each number, in parallel, independent of the core count."""
     starts = range(0, count, CHUNK)
     job = partial(_chunk, row, settings, STREAMS[stream], count)
@@ -45,7 +45,7 @@ def draw(row: Any, settings: EmbeddedData, stream: str, count: int) -> list[dict
     return [row for chunk in chunks for row in chunk]
 
 
-def _chunk(row: Any, settings: EmbeddedData, stream: int, count: int, start: int) -> list[dict[str, Any]]:
+def _chunk(row: Any, settings: World, stream: int, count: int, start: int) -> list[dict[str, Any]]:
     detail = caption_detail(settings.detail)
     rng = np.random.default_rng([settings.seed, stream, start])
     return [row(rng, number, detail) for number in range(start, min(start + CHUNK, count))]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from saferclip import io
-from saferclip.config import EmbeddedData
+from saferclip.config import MiniSets
 from saferclip.data import embedded, iconworld
 from saferclip.data.iconworld import Detail, Scene
 from saferclip.data.iconworld.grammar import BACKGROUND_PHRASES, NounPhrase, article
@@ -26,7 +26,7 @@ PROMPT_OBJECTS = ("cat", "car", "house", "apple", "tree", "guitar", "camera", "h
 COUNTS = ("two", "three", "four")
 
 
-def build(settings: EmbeddedData, output: Path) -> None:
+def build(settings: MiniSets, output: Path) -> None:
     """Write gallery.parquet, zero_shot.parquet and zero_shot.json (classes and prompt templates)."""
     io.write_table(output / "gallery.parquet", _gallery(settings))
     sets = zero_shot_sets()
@@ -38,7 +38,7 @@ def build(settings: EmbeddedData, output: Path) -> None:
     )
 
 
-def _gallery(settings: EmbeddedData) -> list[dict[str, Any]]:
+def _gallery(settings: MiniSets) -> list[dict[str, Any]]:
     safe = settings.gallery_unsafe * settings.gallery_safe_ratio
     return [
         *embedded.draw(_gallery_unsafe, settings, "gallery_unsafe", settings.gallery_unsafe),
@@ -113,7 +113,7 @@ def zero_shot_sets() -> list[ZeroShotSet]:
     ]
 
 
-def _zero_shot_rows(settings: EmbeddedData, task: ZeroShotSet) -> list[dict[str, Any]]:
+def _zero_shot_rows(settings: MiniSets, task: ZeroShotSet) -> list[dict[str, Any]]:
     # By name, so that adding a set leaves the images of the others as they are.
     key = list(task.name.encode())
     rng = np.random.default_rng([settings.seed, embedded.STREAMS["zero_shot"], *key])

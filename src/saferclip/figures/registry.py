@@ -260,7 +260,11 @@ def _expand(pattern: str, config: Config) -> list[str]:
 
 def titles(test: str) -> dict[str, str]:
     """How the run's two sets of quadruples are called, where the first is called ``test``."""
-    return {"test": test, "nsfw_caps": "NSFW-Caps-mini" if test.endswith("-mini") else "NSFW-Caps"}
+    # ViSU-mini goes with NSFW-Caps-mini, ViSU with NSFW-Caps.
+    return {
+        "test": test,
+        "nsfw_caps": f"NSFW-Caps{test.removeprefix('ViSU')}" if test.startswith("ViSU") else "NSFW-Caps",
+    }
 
 
 def caption(product: Product, config: Config) -> str:
@@ -270,7 +274,7 @@ def caption(product: Product, config: Config) -> str:
     numbers = {
         "n_train": embedded and embedded.train,
         "n_test": embedded and embedded.test,
-        "n_gallery": embedded and embedded.gallery_unsafe,
+        "n_gallery": config.test_sets and config.test_sets.gallery_unsafe,
         "n_nsfw_caps": config.benchmark and config.benchmark.size,
     }
     return f"{product.caption} {product.details}".strip().format(
