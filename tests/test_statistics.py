@@ -66,6 +66,31 @@ def test_bootstrap_keeps_every_group_and_weighs_groups_alike() -> None:
     assert statistics.bootstrap_interval(outcomes, 100, seed=0, groups=labels) == (50, 50, 50)
 
 
+@pytest.mark.parametrize("size", [2, 3, 10])
+def test_bootstrap_of_small_groups_has_the_variance_of_a_stratified_mean(size: int) -> None:
+    values = np.random.default_rng(11).random((40, size))
+    labels = np.repeat(np.arange(40), size)
+    means = statistics.bootstrap_means(values.ravel(), 20_000, seed=12, groups=labels)
+    # Cochran, Sampling Techniques, 5.6: the sum of s_h^2 / n_h over equally weighted strata.
+    expected = np.sum(values.var(axis=1, ddof=1) / size) / 40**2
+    assert means.var() == pytest.approx(expected, rel=0.05)
+    assert means.mean() == pytest.approx(values.mean(), abs=4 * math.sqrt(expected / 20_000))
+
+
+def test_bootstrap_takes_groups_of_one_item_together() -> None:
+    values = np.random.default_rng(13).random(50)
+    means = statistics.bootstrap_means(values, 20_000, seed=14, groups=np.arange(50))
+    assert means.mean() == pytest.approx(values.mean(), abs=0.002)
+    assert means.var() == pytest.approx(values.var(ddof=1) / 50, rel=0.05)
+
+
+def test_bootstrap_of_mixed_groups_weighs_them_alike() -> None:
+    outcomes, labels = [0.0, 1.0, 5.0, 5.0, 5.0, 9.0], ["a", "a", "b", "b", "b", "c"]
+    means = statistics.bootstrap_means(outcomes, 500, seed=15, groups=labels)
+    # Of the first group one item is drawn; the others cannot vary.
+    assert set(means.round(9)) == {round((first + 5 + 9) / 3, 9) for first in (0, 1)}
+
+
 def test_bootstrap_refuses_no_queries() -> None:
     with pytest.raises(ValueError, match="no queries"):
         statistics.bootstrap_means([], 10, seed=0)
@@ -98,5 +123,5 @@ def test_paired_bootstrap_refuses_other_queries() -> None:
 
 def test_the_bootstrap_needs_no_torch() -> None:
     use = "statistics.bootstrap_means([0], 9, 0)"
-    code = f"import sys; from saferclip import metrics, statistics; {use}; assert 'torch' not in sys.modules"
+    code = f"import sys; from saferclip import statistics; {use}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

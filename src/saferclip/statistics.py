@@ -34,15 +34,22 @@ def bootstrap_means(values: ArrayLike, resamples: int, seed: int, groups: ArrayL
     """Means of ``resamples`` resamplings of queries with replacement: values (n,) to (resamples,).
 
     With ``groups`` (n,), such as the classes of images, queries are resampled within their group and
-    the result is the mean of the groups' means, as in ``mean_per_class``.
+    the result is the mean of the groups' means, as in ``mean_per_class``.  Groups are often small, and
+    drawing all n items of one would understate its variance by (n - 1) / n, so n - 1 are drawn (Rao &
+    Wu 1988, section 2); groups of one item, which say nothing of their variance, are taken as one
+    group.
     """
     data = np.asarray(values, dtype=np.float64)
     random = np.random.default_rng(seed)
     if groups is None:
-        return _resampled_means(data, resamples, random)
-    labels = np.asarray(groups)
-    parts = [_resampled_means(data[labels == label], resamples, random) for label in np.unique(labels)]
-    return np.asarray(np.mean(parts, axis=0))
+        return _resampled_means(data, len(data), resamples, random)
+    _, group, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    members = [data[group == place] for place in np.flatnonzero(counts > 1)]
+    alone = data[counts[group] == 1]
+    total = sum((_resampled_means(part, len(part) - 1, resamples, random) for part in members), np.zeros(resamples))
+    if len(alone):
+        total += len(alone) * _resampled_means(alone, max(1, len(alone) - 1), resamples, random)
+    return np.asarray(total / len(counts))
 
 
 def percentile_interval(value: float, means: Array) -> Interval:
@@ -73,11 +80,11 @@ def paired_bootstrap(ours: ArrayLike, theirs: ArrayLike, resamples: int, seed: i
     return bootstrap_interval(left - right, resamples, seed)
 
 
-def _resampled_means(values: Array, resamples: int, random: np.random.Generator) -> Array:
-    """Means of resamplings of (n,) values, in pieces that bound the memory for indices."""
+def _resampled_means(values: Array, draws: int, resamples: int, random: np.random.Generator) -> Array:
+    """Means of ``draws`` out of (n,) values, in pieces that bound the memory for indices."""
     if len(values) == 0:
         raise ValueError("nothing to resample: no queries")
-    piece = max(1, _RESAMPLED_AT_ONCE // len(values))
+    piece = max(1, _RESAMPLED_AT_ONCE // draws)
     sizes: Sequence[int] = [min(piece, resamples - start) for start in range(0, resamples, piece)]
-    means: list[Any] = [values[random.integers(len(values), size=(size, len(values)))].mean(axis=1) for size in sizes]
+    means: list[Any] = [values[random.integers(len(values), size=(size, draws))].mean(axis=1) for size in sizes]
     return np.concatenate(means)
