@@ -9,7 +9,7 @@
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from saferclip.config import ConfigError, validate
+from saferclip.config import ConfigError, read, validate
 
 min_version("9.10")
 
@@ -20,6 +20,8 @@ if "name" not in config:
 
 
 try:
+    for file in workflow.configfiles:
+        read(Path(file))  # refuses a repeated key, of which Snakemake's own reader takes the last
     RUN = validate(config)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None

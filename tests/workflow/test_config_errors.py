@@ -27,3 +27,12 @@ def test_another_configuration_is_not_merged_into_the_default_one(finished: Any)
     lines = (finished.folder / "config/mini.yaml").read_text().splitlines()
     file.write_text("\n".join(line for line in lines if not line.startswith("title:")))
     assert "title: missing" in finished.snakemake("--dry-run", config="lacking", check=False)
+
+
+def test_a_repeated_key_is_refused(finished: Any) -> None:
+    """Snakemake's own reader would silently take the last."""
+    text = (finished.folder / "config/mini.yaml").read_text()
+    (finished.folder / "config/repeated.yaml").write_text(f"{text}\nseeds: [7]\n")
+    said = finished.snakemake("--dry-run", config="repeated", check=False)
+    assert "config/repeated.yaml: cannot be read: key 'seeds' is there twice" in said
+    assert "Job stats" not in said
