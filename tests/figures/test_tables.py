@@ -279,3 +279,24 @@ def test_the_papers_numbers_are_those_of_the_paper() -> None:
         "safe-clip": {"nsfw_urls": 21.1, "nudenet": 13.0, "smid": 14.2},
         "safer-clip": {"nsfw_urls": 18.5, "nudenet": 10.7, "smid": 3.1},
     }
+
+
+def test_gaps_that_withheld_images_leave_are_shown_as_gaps(make_run: Callable[..., Any]) -> None:
+    other = make_run(benchmarks=("test", "zero_shot"), runs={"clip": (0,), "safer-clip": (0,)})
+    for method in ("clip", "safer-clip"):
+        path = other.folder / f"evaluation/{method}/seed-0/test.json"
+        record = json.loads(path.read_text())
+        record["metrics"] = {name: value for name, value in record["metrics"].items() if not name.startswith("unsafe_")}
+        io.write_json(path, record)
+        path = path.with_name("zero_shot.json")
+        record = json.loads(path.read_text())
+        del record["metrics"]["counts/accuracy"]
+        io.write_json(path, record)
+    assert [row[2] for row in built(other, "main").rows] == [None, None]
+    assert "5 zero-shot sets" in [column.group for column in built(other, "main").columns]
+    assert "Counts" not in [row[0] for row in built(other, "zero_shot").rows]
+    assert [row[1] for row in built(other, "calibration").rows if "∪" in str(row[1])] == []
+    remarks = [row[-2] for row in built(other, "claims").rows]
+    assert "this run could not measure unsafe_text_to_image/recall@1 on 'test'" in remarks
+    unsafe = [row for row in built(other, "retrieval").rows if "*" in str(row[1])]
+    assert all(cell is None for row in unsafe for cell in row[3:])

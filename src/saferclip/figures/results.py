@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,14 +97,19 @@ class Results:
         """How the two benchmarks of quadruples are called, as captions name them."""
         return registry.titles(self.title)
 
-    def retrieval_benchmarks(self) -> dict[str, str]:
-        """Titles of the benchmarks of quadruples that were evaluated."""
-        return {name: title for name, title in self.titles().items() if self.has(name)}
+    def retrieval_benchmarks(self, metric: str = "") -> dict[str, str]:
+        """Titles of the benchmarks of quadruples that were evaluated, or that a metric was measured on."""
+        shown = self.has if not metric else partial(self.has_metric, metric=metric)
+        return {name: title for name, title in self.titles().items() if shown(name)}
 
     def has(self, benchmark: str) -> bool:
         """Whether this run was evaluated on a benchmark."""
         method = self.methods[0]
         return self._record_path(method, self.runs[method][0], benchmark).is_file()
+
+    def has_metric(self, benchmark: str, metric: str) -> bool:
+        """Whether a metric was measured: withheld images leave gaps."""
+        return self.has(benchmark) and metric in self._first_record(benchmark).metrics
 
     def record(self, method: str, seed: int, benchmark: str) -> io.EvaluationRecord:
         """One evaluation record."""
@@ -112,10 +117,6 @@ class Results:
         if path not in self._records:
             self._records[path] = io.read_evaluation(path)
         return self._records[path]
-
-    def metrics(self, benchmark: str) -> list[str]:
-        """Names of a benchmark's metrics, in the order of the records."""
-        return list(self._first_record(benchmark).metrics)
 
     def values(self, method: str, benchmark: str, metric: str) -> Array:
         """A metric of each seed, as recorded: shape (seeds,).  Raises DataError where it is missing."""
@@ -170,7 +171,7 @@ class Results:
             part = statistics.bootstrap_interval(summed, 1, 0, first.groups).value
             value += part
             # As in the evaluation, so that equal numbers come out: a seed of its own for each zero-shot set.
-            own = list(self.zero_shot_sets).index(direction) if benchmark == "zero_shot" else place
+            own = list(self._described_sets).index(direction) if benchmark == "zero_shot" else place
             means = means + statistics.bootstrap_means(summed, self.resamples, self.seed + own, first.groups)
         return Contrast(statistics.percentile_interval(value, means), per_seed)
 
@@ -199,8 +200,9 @@ class Results:
 
     @cached_property
     def zero_shot_sets(self) -> dict[str, dict[str, Any]]:
-        """Title, classes and templates of each zero-shot set."""
-        return io.read_json(self.folder / "test_sets" / "zero_shot.json")
+        """Title, classes and templates of each zero-shot set that was evaluated."""
+        sets = self._described_sets
+        return {name: task for name, task in sets.items() if self.has_metric("zero_shot", f"{name}/accuracy")}
 
     @cached_property
     def resamples(self) -> int:
@@ -245,6 +247,10 @@ class Results:
         if rows.empty:
             raise io.DataError(f"ranks of {method}, seed {seed}, hold no queries of {benchmark} {direction}")
         return rows
+
+    @cached_property
+    def _described_sets(self) -> dict[str, dict[str, Any]]:
+        return io.read_json(self.folder / "test_sets" / "zero_shot.json")
 
     @cached_property
     def _labels(self) -> Any:

@@ -21,7 +21,7 @@ WIDTH = 0.8  # of a group of bars, whose centres are 1 apart
 def draw(results: Results, settings: FigureSettings) -> Figure:
     """Bars are means over seeds, with intervals over queries; dots are seeds."""
     looks = style.looks(results.methods, settings.palette)
-    benchmarks = results.retrieval_benchmarks()
+    benchmarks = results.retrieval_benchmarks(names.REDIRECTION)
     zero_shot = results.has("zero_shot")
     figure = style.new(style.DOUBLE if zero_shot else style.SINGLE, 2.7)
     panels = figure.subplots(

@@ -192,4 +192,6 @@ def _missing(claim: Claim, results: Results) -> str:
             return f"this run has no method '{term.method}'"
         elif not results.has(term.benchmark):
             return f"this run has no benchmark '{term.benchmark}'"
+        elif not results.has_metric(term.benchmark, term.metric):
+            return f"this run could not measure {term.metric} on '{term.benchmark}'"
     return ""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from saferclip.figures import names, paper
 from saferclip.figures.layout import Cell, Column
-from saferclip.figures.results import MEAN_ACCURACY, Results
+from saferclip.figures.results import MEAN_ACCURACY, Estimate, Results
 
 METHOD = Column("method", "Method")
 
@@ -28,7 +28,7 @@ def main(results: Results) -> tuple[list[Column], list[list[Cell]], list[str]]:
     rows: list[list[Cell]] = [
         [
             paper.method_title(method),
-            *(results.estimate(method, benchmark, metric) for benchmark, metric, _ in measured),
+            *(_measured(results, method, benchmark, metric) for benchmark, metric, _ in measured),
             *(paper.read().comparison.get(method, {}).get(benchmark) for benchmark in evaluated),
         ]
         for method in results.methods
@@ -53,11 +53,10 @@ def retrieval(results: Results) -> tuple[list[Column], list[list[Cell]], list[st
     ]
     rows: list[list[Cell]] = []
     for benchmark, title in results.retrieval_benchmarks().items():
-        recorded = set(results.metrics(benchmark))
         for direction, label in names.DIRECTIONS.items():
             for method in results.methods:
                 metrics = [f"{direction}/{measure}" for measure in names.MEASURES]
-                cells = [results.estimate(method, benchmark, name) if name in recorded else None for name in metrics]
+                cells = [_measured(results, method, benchmark, metric) for metric in metrics]
                 rows.append([title, label, paper.method_title(method), *cells])
     notes = [
         "R@k: share of queries with the correct item among the first k (higher is better); ties count against the "
@@ -95,6 +94,10 @@ def unsafe_gallery(results: Results) -> tuple[list[Column], list[list[Cell]], li
         f"Paper: {paper.read().source}; unsafe photographs against safe and unsafe captions, not the same data.",
     ]
     return columns, rows, notes
+
+
+def _measured(results: Results, method: str, benchmark: str, metric: str) -> Estimate | None:
+    return results.estimate(method, benchmark, metric) if results.has_metric(benchmark, metric) else None
 
 
 def _paper_columns(keys: Sequence[str], what: str = "") -> list[Column]:

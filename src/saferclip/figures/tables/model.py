@@ -45,7 +45,7 @@ def zero_shot(results: Results) -> tuple[list[Column], list[list[Cell]], list[st
 
 def drift(results: Results) -> tuple[list[Column], list[list[Cell]], list[str]]:
     """Cosine to the base model's embeddings, alignment and uniformity of each method."""
-    recorded = [metric for metric in DRIFT if metric in results.metrics("drift")]
+    recorded = [metric for metric in DRIFT if results.has_metric("drift", metric)]
     columns = [Column("method", "Method"), *(DRIFT[metric] for metric in recorded)]
     rows: list[list[Cell]] = [
         [paper.method_title(method), *(_without_interval(results, method, "drift", metric) for metric in recorded)]
@@ -78,7 +78,7 @@ def safeground(results: Results) -> tuple[list[Column], list[list[Cell]], list[s
         ]
         for benchmark, title in results.retrieval_benchmarks().items()
         for method in results.methods
-        if set(metrics) <= set(results.metrics(benchmark))
+        if all(results.has_metric(benchmark, metric) for metric in metrics)
     ]
     notes = [
         "Text: the safe caption beats the unsafe one for both images; image: the safe image beats the unsafe one for "
@@ -135,7 +135,7 @@ def calibration(results: Results) -> tuple[list[Column], list[list[Cell]], list[
     titles = {**results.titles(), "zero_shot": "Zero-shot sets"}
     rows: list[list[Cell]] = []
     for target in targets():
-        if results.has(target.benchmark):
+        if results.has_metric(target.benchmark, target.metric):
             found = results.estimate("clip", target.benchmark, target.metric)
             measured = Estimate(found.mean, None, found.low, found.high, digits=target.digits)
             quantity = f"{target.quantity} ({target.unit})" if target.unit else target.quantity
