@@ -45,7 +45,7 @@ lock:
 
 # Version what the last run made: see CONTRIBUTING.md.
 artifacts: environment
-	dvc commit --force
+	dvc commit --force mini
 	dvc push
 
 clean:

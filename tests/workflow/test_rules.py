@@ -124,3 +124,17 @@ def test_modules_are_those_a_step_imports(finished: Any) -> None:
     }
     assert loaded - {"src/saferclip/config.py"} <= listed
     assert "src/saferclip/figures/registry.py" not in listed
+
+
+def test_the_cluster_profile_gives_training_a_gpu(finished: Any) -> None:
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    text = finished.snakemake("--dry-run", "--forceall", "--workflow-profile", "workflow/profiles/slurm")
+    block = text.partition("\nrule training:")[2].partition("\nrule ")[0]
+    assert re.search(r"resources: .*gpu=1", block)
+    assert "threads: 2" in block  # 8 asked for, 2 cores given
+
+
+def test_the_documentation_names_every_rule(rules: dict[str, dict[str, Any]]) -> None:
+    text = (ROOT / "docs/workflow.md").read_text()
+    for name in rules.keys() - {"learning_rate_training", "learning_rates"}:
+        assert f"`{name}`" in text or f" {name}`" in text, name
