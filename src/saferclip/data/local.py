@@ -232,7 +232,7 @@ def _embedded(cell: Any) -> bytes | None:
 
 
 def _image_path(table: Table, cell: Any) -> Path:
-    value = cell.get("path") if isinstance(cell, dict) else cell
+    value: Any = cell.get("path") if isinstance(cell, dict) else cell
     if blank(value):
         raise DataError("no image; every quadruple needs both images: make the missing one, or remove the row")
     message = text_problem(value)
