@@ -53,7 +53,7 @@ def streamed(vit_material: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_streamed_pictures_equal_decoded_ones(vit_material: Any, streamed: Any, workers: int) -> None:
     clip = models.load(vit_material.base_model)
     to_pixels, _ = inputs.split_preprocess(clip.preprocess)
-    decoded = inputs.DecodedPictures(vit_material.train, to_pixels)
+    decoded = inputs.DecodedPictures(vit_material.train, to_pixels, 13)
     stream = streamed(workers)
     assert isinstance(stream, inputs.StreamedPictures)
     rows = io.read_table(vit_material.train).to_pylist()

@@ -66,7 +66,7 @@ def open_pictures(path: Path, clip: Clip, rows: int, workers: int) -> Pictures:
     to_pixels, _ = split_preprocess(clip.preprocess)
     size = 2 * rows * to_pixels(Image.new("RGB", (8, 8))).numel()
     if size <= DECODED_BYTES:
-        return DecodedPictures(path, to_pixels)
+        return DecodedPictures(path, to_pixels, rows)
     logger.info("%s: %.1f GB of pixels do not fit; images are decoded when they are used", path, size / 1e9)
     return StreamedPictures(path, to_pixels, workers)
 
@@ -89,16 +89,22 @@ def _pixels(to_tensor: Callable[[Image.Image], Tensor], image: Image.Image) -> T
 class DecodedPictures:
     """All pixels of a split in memory, decoded and resized once."""
 
-    def __init__(self, path: Path, to_pixels: Callable[[Image.Image], Tensor]) -> None:
-        self.safe, self.unsafe = (
-            torch.stack([to_pixels(image) for image in embedding.read_images(path, column)])
-            for column in embedding.IMAGES
-        )
+    def __init__(self, path: Path, to_pixels: Callable[[Image.Image], Tensor], rows: int) -> None:
+        self.safe, self.unsafe = (_decode(path, column, to_pixels, rows) for column in embedding.IMAGES)
 
     def batches(self, plan: Sequence[Tensor]) -> Iterator[Tensor]:
         """See Pictures."""
         for rows in plan:
             yield torch.cat([self.safe[rows], self.unsafe[rows]]).permute(0, 3, 1, 2)
+
+
+def _decode(path: Path, column: str, to_pixels: Callable[[Image.Image], Tensor], rows: int) -> Tensor:
+    """A whole column as uint8 (rows, height, width, 3)."""
+    # Filled row by row: stacking would need the memory twice.
+    pixels = torch.empty(rows, *to_pixels(Image.new("RGB", (8, 8))).shape, dtype=torch.uint8)
+    for row, image in enumerate(embedding.read_images(path, column)):
+        pixels[row] = to_pixels(image)
+    return pixels
 
 
 class StreamedPictures:
