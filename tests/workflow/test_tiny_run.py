@@ -109,6 +109,14 @@ def test_after_a_pull_that_change_can_be_run(pulled: Any) -> None:
     pulled.snakemake(f"{RESULTS}/tables/main.html", config=pulled.variant("dpi", {"figures.dpi": 70}, "tiny"))
 
 
+def test_a_forced_pull_brings_the_delivered_run_back(pulled: Any) -> None:
+    (pulled.folder / RESULTS / "mining/summary.json").write_text("{}")
+    (pulled.folder / ".snakemake/metadata/another-run").write_text("{}")
+    assert pulled.run("dvc", "pull", check=False).returncode != 0  # never silently over local changes
+    pulled.run("dvc", "pull", "--force")
+    assert "Nothing to be done" in pulled.plan(config="tiny").text
+
+
 @pytest.fixture(scope="module")
 def pulled(tiny: Any, project_copy: Any) -> Iterator[Any]:
     """A clone of the tiny project, with what `dvc pull` brings and nothing else."""
