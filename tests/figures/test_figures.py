@@ -153,7 +153,7 @@ def test_similarity_shows_two_distributions_with_their_means(run: Any, draw: Cal
     means = [table["paired_similarity"].mean(), table["similarity"].mean()]
     assert labels(drawn) == [f"paired (mean {means[0]:.2f})", f"nearest (mean {means[1]:.2f})"]
     assert axes.get_xlabel() == "Cosine similarity of unsafe caption and target"
-    assert axes.get_ylabel() == "Share of captions (%), n = 600"
+    assert axes.get_ylabel() == "Captions (%), n = 600"
     assert axes.get_title(loc="left") == "Targets of unsafe captions, ViSU-mini"
     outlines = [patch.get_data() for patch in axes.patches]
     for outline in outlines:

@@ -78,6 +78,7 @@ def test_functions_exist_and_titles_and_captions_are_sentences(name: str, mini: 
     assert caption.endswith(".")
     assert "{" not in caption
     assert "  " not in caption
+    assert not set("*`|_\\") & set(caption)  # the report reads it as reStructuredText
     assert product.title[0].isupper()
 
 

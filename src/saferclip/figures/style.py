@@ -94,7 +94,8 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> Leg
     columns = len(labels)
     while columns > 1 and _legend_width(labels, columns) > figure.get_figwidth():
         columns -= 1
-    return figure.legend(handles, labels, loc="outside upper center", ncols=columns, columnspacing=1.5, handlelength=2)
+    spacing = {"columnspacing": 1.2, "handletextpad": 0.5, "handlelength": 1.8}
+    return figure.legend(handles, labels, loc="outside upper center", ncols=columns, **spacing)
 
 
 def _legend_width(labels: Sequence[str], columns: int) -> float:
@@ -103,7 +104,7 @@ def _legend_width(labels: Sequence[str], columns: int) -> float:
     lengths = [rows + (place < longer) for place in range(columns)]
     rest = iter(labels)
     widest = [max(len(label) for label in islice(rest, length)) for length in lengths]
-    return sum(0.06 * characters + 0.45 for characters in widest)
+    return sum(0.058 * characters + 0.34 for characters in widest)
 
 
 def tidy(axes: Axes, grid: str = "y") -> None:

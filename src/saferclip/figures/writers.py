@@ -85,6 +85,8 @@ WRITERS: Mapping[str, Callable[[Table, str], str]] = {
     "html": lambda table, _: to_html(table),
 }
 
+LONGEST_WORD = 24  # characters
+
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; margin: 2em; }
 table { border-collapse: collapse; border-top: 2px solid #222; border-bottom: 2px solid #222; }
@@ -92,7 +94,7 @@ caption { text-align: left; max-width: 60em; padding-bottom: 1em; }
 th, td { padding: .35em .8em; vertical-align: top; }
 thead tr:last-child th { border-bottom: 1px solid #222; vertical-align: bottom; }
 .groups th { text-align: center; padding-bottom: 0; }
-.text { text-align: left; } .number { text-align: right; } td.number { white-space: nowrap; }
+.text, .word { text-align: left; } .number { text-align: right; } td.number, td.word { white-space: nowrap; }
 tbody tr:nth-child(even) { background: #f5f5f5; }
 """
 
@@ -241,6 +243,12 @@ def _html(text: str) -> str:
 
 
 def _html_row(tag: str, table: Table, texts: Sequence[str]) -> str:
-    kinds = ["text" if table.is_text(place) else "number" for place in range(len(texts))]
-    cells = [f'<{tag} class="{kind}">{_html(text)}</{tag}>' for kind, text in zip(kinds, texts, strict=True)]
+    cells = [f'<{tag} class="{_html_kind(table, place)}">{_html(text)}</{tag}>' for place, text in enumerate(texts)]
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _html_kind(table: Table, place: int) -> str:
+    """Numbers and short words are kept on one line, running text is not."""
+    if not table.is_text(place):
+        return "number"
+    return "word" if all(len(str(row[place])) <= LONGEST_WORD for row in table.rows) else "text"

@@ -21,7 +21,7 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     lowest = min(values.min() for values in kinds.values())
     # Down from exactly 1, to which rounding errors are counted too.
     bins = 1 - BIN * np.arange(np.ceil((1 - lowest) / BIN) + 1)[::-1]
-    figure = style.new(style.SINGLE, 2.3)
+    figure = style.new(style.SINGLE, 2.4)
     axes = figure.subplots()
     colours = sns.color_palette(settings.palette, 2).as_hex()
     for (kind, values), colour, line in zip(kinds.items(), colours, ("--", "-"), strict=True):
@@ -32,7 +32,7 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
         axes.axvline(values.mean(), color=colour, linestyle=line, linewidth=0.8)
     axes.set_title(f"Targets of unsafe captions, {results.title}")
     axes.set_xlabel("Cosine similarity of unsafe caption and target")
-    axes.set_ylabel(f"Share of captions (%), n = {len(table):,}")
+    axes.set_ylabel(f"Captions (%), n = {len(table):,}")
     axes.set_ylim(bottom=0)
     style.legend(figure, *axes.get_legend_handles_labels())
     style.tidy(axes)
