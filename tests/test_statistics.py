@@ -96,31 +96,6 @@ def test_bootstrap_refuses_no_queries() -> None:
         statistics.bootstrap_means([], 10, seed=0)
 
 
-def test_paired_bootstrap_averages_seeds_before_queries() -> None:
-    random = np.random.default_rng(7)
-    ours, theirs = random.random((3, 50)), random.random((2, 50))
-    value, low, high = statistics.paired_bootstrap(ours, theirs, resamples=500, seed=8)
-    differences = [np.mean([run[q] for run in ours]) - np.mean([run[q] for run in theirs]) for q in range(50)]
-    assert value == pytest.approx(np.mean(differences))
-    rows = np.random.default_rng(8).integers(50, size=(500, 50))
-    means = sorted(np.mean([differences[place] for place in row]) for row in rows)
-    assert (low, high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
-
-
-def test_paired_bootstrap_cancels_what_both_methods_share() -> None:
-    hard = np.random.default_rng(9).random(200) < 0.5  # half of the queries fail for both
-    ours, theirs = 1.0 - hard, 0.9 * (1.0 - hard)
-    paired = statistics.paired_bootstrap(ours, theirs, resamples=500, seed=0)
-    alone = statistics.bootstrap_interval(ours, resamples=500, seed=0)
-    assert paired.high - paired.low < 0.2 * (alone.high - alone.low)
-    assert statistics.paired_bootstrap(ours, ours, resamples=100, seed=0) == (0, 0, 0)
-
-
-def test_paired_bootstrap_refuses_other_queries() -> None:
-    with pytest.raises(ValueError, match="3 and of 4 queries"):
-        statistics.paired_bootstrap([1, 2, 3], [1, 2, 3, 4], resamples=10, seed=0)
-
-
 def test_the_bootstrap_needs_no_torch() -> None:
     use = "statistics.bootstrap_means([0], 9, 0)"
     code = f"import sys; from saferclip import statistics; {use}; assert 'torch' not in sys.modules"

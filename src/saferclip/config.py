@@ -275,7 +275,7 @@ class FigureSettings(Settings):
     examples: Positive = Field(description="queries shown in the retrieval grid")
     title: str | None = Field(None, description="how the data set is called; default: the run's title")
     runs: dict[RunName, tuple[int, ...]] | None = Field(
-        None, description="methods to show, in this order, with their seeds; default: all of the run"
+        None, description="methods to show, with their seeds; default: all of the run"
     )
 
 

@@ -65,21 +65,6 @@ def bootstrap_interval(values: ArrayLike, resamples: int, seed: int, groups: Arr
     return percentile_interval(mean, bootstrap_means(data, resamples, seed, groups))
 
 
-def paired_bootstrap(ours: ArrayLike, theirs: ArrayLike, resamples: int, seed: int) -> Interval:
-    """Mean difference ``ours - theirs`` of two methods over the same queries, with a 95% interval.
-
-    Each argument holds one outcome per query, shape (n,), or per seed and query, shape (seeds, n);
-    the numbers of seeds may differ.  Outcomes are first averaged over seeds, query by query; then
-    queries are resampled, and both methods are read at the same ones, so that what makes a query
-    hard for both cancels.  The interval is therefore about other queries, not about other seeds.
-    Raises ValueError if the methods do not have the same number of queries.
-    """
-    left, right = (np.atleast_2d(np.asarray(each, dtype=np.float64)).mean(axis=0) for each in (ours, theirs))
-    if left.shape != right.shape:
-        raise ValueError(f"outcomes of {len(left)} and of {len(right)} queries cannot be paired")
-    return bootstrap_interval(left - right, resamples, seed)
-
-
 def _resampled_means(values: Array, draws: int, resamples: int, random: np.random.Generator) -> Array:
     """Means of ``draws`` out of (n,) values, in pieces that bound the memory for indices."""
     if len(values) == 0:
