@@ -14,7 +14,7 @@ reproduce: environment
 	snakemake --cores all
 
 test: lint
-	pytest --numprocesses 2
+	pytest --numprocesses 2 --dist loadfile
 
 lint: environment
 	ruff check .

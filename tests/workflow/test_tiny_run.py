@@ -1,4 +1,7 @@
-"""The whole graph for real: config/tiny.yaml through Snakemake, its report in a browser, its files through DVC."""
+"""The whole graph for real: config/tiny.yaml through Snakemake, its report in a browser, its files through DVC.
+
+The run is made once for this file, so its tests belong on one worker: pytest --dist loadfile.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytestmark = pytest.mark.xdist_group("tiny run")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 RESULTS = Path("results/tiny")
