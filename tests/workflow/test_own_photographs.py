@@ -25,8 +25,6 @@ from saferclip import io
 from saferclip.config import LocalData
 from saferclip.data import local
 
-pytestmark = pytest.mark.xdist_group("own photographs")
-
 SUBJECTS = {
     "astronaut.png": "an astronaut in an orange suit",
     "chelsea.png": "a ginger cat looking up",
