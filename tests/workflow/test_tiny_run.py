@@ -94,6 +94,7 @@ def test_a_clone_with_pulled_artifacts_has_nothing_to_do(tiny: Any, pulled: Any)
 
 def test_dvc_and_snakemake_agree(pulled: Any) -> None:
     assert "up to date" in pulled.run("dvc", "status").stdout
+    assert "up to date" in pulled.run("dvc", "repro").stdout
 
 
 def test_after_a_pull_one_change_runs_only_what_depends_on_it(pulled: Any) -> None:
@@ -116,6 +117,20 @@ def test_a_forced_pull_brings_the_delivered_run_back(pulled: Any) -> None:
     assert pulled.run("dvc", "pull", check=False).returncode != 0  # never silently over local changes
     pulled.run("dvc", "pull", "--force")
     assert "Nothing to be done" in pulled.plan(config="tiny").text
+
+
+def test_chosen_learning_rates_come_into_the_report(tiny: Any) -> None:
+    """Last, since it changes the run: the search on request, then its choice as one more table."""
+    tiny.snakemake("learning_rate_selection", config="tiny")
+    with (tiny.folder / "config/tiny.learning_rates.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], float(row["learning_rate"])) for row in rows] == [
+        (method, rate) for method in ("safe-clip", "safer-clip") for rate in (1e-3, 3e-3)
+    ]
+    assert [row["method"] for row in rows if row["chosen"] == "True"] == ["safe-clip", "safer-clip"]
+    assert list((tiny.folder / RESULTS).glob("learning_rate_selection/*/*/*.safetensors")) == []
+    tiny.snakemake(config="tiny")
+    assert f"{RESULTS}/tables/learning_rates.html" in _report_data(tiny)[0]
 
 
 @pytest.fixture(scope="module")
