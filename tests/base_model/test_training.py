@@ -19,10 +19,8 @@ ARCHITECTURE = {
 }
 
 
-def phase(captions: str, samples: int) -> TrainingPhase:
-    return TrainingPhase.model_validate(
-        {"captions": captions, "samples": samples, "learning_rate": 1e-3, "single_object_share": 0.3}
-    )
+def phase(captions: str, samples: int, twins: bool = False) -> TrainingPhase:
+    return TrainingPhase(captions=captions, samples=samples, learning_rate=1e-3, single_object_share=0.3, twins=twins)
 
 
 @pytest.fixture
@@ -35,7 +33,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> BaseModelTrainingSettings:
         seed=1,
         batch_size=16,
         detail=SceneDetail(named_objects=2, colour=0.7, background=0.5),
-        phases=(phase("full", 80), phase("default", 64)),
+        phases=(phase("objects", 80), phase("default", 64, twins=True)),
         weight_decay=0.1,
         precision="fp32",
     )
@@ -99,8 +97,26 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
 
 
 def test_scenes_depend_on_seed_and_stream_alone() -> None:
-    pools = [training.draw_pool(1, 0.3, 64, 30, stream=1) for _ in range(2)]
+    pools = [training.draw_pool(1, phase("full", 30), 64, 30, stream=1) for _ in range(2)]
 
     assert torch.equal(pools[0].images, pools[1].images)
     assert pools[0].images.shape == (30, 3, 64, 64)
-    assert not torch.equal(pools[0].images, training.draw_pool(1, 0.3, 64, 30, stream=2).images)
+    assert not torch.equal(pools[0].images, training.draw_pool(1, phase("full", 30), 64, 30, stream=2).images)
+
+
+def test_twins_differ_in_colours_and_background_alone() -> None:
+    pool = training.draw_pool(1, phase("default", 100, twins=True), 64, 100, stream=1)
+
+    for scene, twin in zip(pool.scenes[::2], pool.scenes[1::2], strict=True):
+        assert scene.concepts == twin.concepts
+        assert scene.style == twin.style
+        assert scene.background != twin.background
+        assert all(a.colour != b.colour for a, b in zip(scene.objects, twin.objects, strict=True))
+        assert len(set(scene.objects)) == len(set(twin.objects))  # copies stay copies
+
+
+def test_batches_hold_whole_pairs_of_twins() -> None:
+    rows = training._rows(training.np.random.default_rng(0), scenes=100, batch_size=16)
+
+    assert len(set(rows.tolist())) == 16
+    assert all(second == first + 1 and first % 2 == 0 for first, second in rows.reshape(-1, 2).tolist())

@@ -2,7 +2,8 @@
 
 It is trained once, in phases: captions of objects alone first, because colours and backgrounds are
 so much easier to learn that they tell the scenes of a batch apart, and nothing is learnt of objects
-as long as they are said.  Every batch is a function of the seed and the step,
+as long as they are said.  Once objects are known it is the other way round, so scenes then come with
+twins that differ in colours and background alone.  Every batch is a function of the seed and the step,
 so a killed run goes on from its last checkpoint as if nothing had happened.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,7 @@ from tqdm import tqdm
 from saferclip import io, models
 from saferclip.config import BaseModelTrainingSettings, SceneDetail, TrainingPhase
 from saferclip.data import iconworld
-from saferclip.data.iconworld import Detail, Scene
+from saferclip.data.iconworld import Detail, Scene, SceneObject
 from saferclip.provenance import available_cores, digest, provenance
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ WARM_UP_STEPS = 100
 HIGHEST_LOGIT_SCALE = math.log(100)  # as in CLIP
 STEPS_PER_CHECKPOINT = 200
 VALIDATION_SCENES = 1000
+NO_PHASE = TrainingPhase(captions="default", samples=1, learning_rate=1, single_object_share=0, twins=False)
 MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
 STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
 
@@ -64,10 +66,10 @@ def train(settings: BaseModelTrainingSettings, output: Path, state: Path) -> Non
     Snakemake deletes the outputs of a failed job.
     """
     torch.manual_seed(settings.seed)
-    model = CLIP(**settings.architecture)
+    model = CLIP(**settings.architecture).to(memory_format=torch.channels_last)
     size = settings.architecture["vision_cfg"]["image_size"]
     tokenize = open_clip.SimpleTokenizer(context_length=settings.architecture["text_cfg"]["context_length"])
-    validation = draw_pool(settings.seed, 0, size, VALIDATION_SCENES, stream=0)
+    validation = draw_pool(settings.seed, NO_PHASE, size, VALIDATION_SCENES, stream=0)
     checkpoint = Checkpoint(state / "checkpoint.pt", digest(settings.model_dump(mode="json")))
     reached, start, rows = checkpoint.restore_model(model)
     for number, phase in enumerate(settings.phases[reached:], start=reached):
@@ -75,7 +77,7 @@ def train(settings: BaseModelTrainingSettings, output: Path, state: Path) -> Non
         if start:
             checkpoint.restore_optimizer(optimizer)
         scenes = min(POOL_SCENES, phase.samples)
-        pool = draw_pool(settings.seed, phase.single_object_share, size, scenes, stream=number + 1)
+        pool = draw_pool(settings.seed, phase, size, scenes, stream=number + 1)
         for step, loss in _steps(model, optimizer, settings, phase, pool, tokenize, number, start):
             last = step + 1 == _number_of_steps(settings, phase)
             if (step + 1) % STEPS_PER_CHECKPOINT == 0 or last:
@@ -89,10 +91,13 @@ def train(settings: BaseModelTrainingSettings, output: Path, state: Path) -> Non
     checkpoint.remove()
 
 
-def draw_pool(seed: int, single_object_share: float, size: int, count: int, stream: int) -> Pool:
-    """Draw and render random scenes, in parallel; a function of the arguments alone."""
+def draw_pool(seed: int, phase: TrainingPhase, size: int, count: int, stream: int) -> Pool:
+    """Draw and render random scenes, in parallel; a function of the arguments alone.
+
+    ``count`` must be even; of a phase with twins, every odd scene is the twin of the one before it.
+    """
     seeds = np.random.SeedSequence([seed, stream]).spawn(math.ceil(count / 1000))
-    job = partial(_draw_chunk, share=single_object_share, size=size, count=min(1000, count))
+    job = partial(_draw_chunk, phase=phase, size=size, count=min(1000, count))
     images, scenes = [], []
     with ProcessPoolExecutor(available_cores()) as workers:
         for pixels, drawn in tqdm(workers.map(job, seeds), total=len(seeds), desc="scenes", disable=None):
@@ -102,12 +107,32 @@ def draw_pool(seed: int, single_object_share: float, size: int, count: int, stre
 
 
 def _draw_chunk(
-    seed: np.random.SeedSequence, share: float, size: int, count: int
+    seed: np.random.SeedSequence, phase: TrainingPhase, size: int, count: int
 ) -> tuple[NDArray[np.uint8], list[Scene]]:
     rng = np.random.default_rng(seed)
-    scenes = [_random_scene(rng, share) for _ in range(count)]
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scenes.append(_random_scene(rng, phase.single_object_share))
+        if phase.twins:
+            scenes.append(_twin(rng, scenes[-1]))
     pixels = np.stack([iconworld.render(scene, size) for scene in scenes])
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), scenes
+
+
+def _twin(rng: np.random.Generator, scene: Scene) -> Scene:
+    """The same objects, as often and in the same style, in other colours, on another background, placed anew."""
+    colours = {item: _other(rng, tuple(iconworld.COLOURS), item.colour) for item in dict.fromkeys(scene.objects)}
+    return Scene(
+        objects=tuple(SceneObject(item.concept, colours[item]) for item in scene.objects),
+        background=_other(rng, iconworld.BACKGROUNDS, scene.background),
+        style=scene.style,
+        layout_seed=int(rng.integers(2**31)),
+    )
+
+
+def _other(rng: np.random.Generator, values: Sequence[str], value: str) -> str:
+    rest = [other for other in values if other != value]
+    return rest[int(rng.integers(len(rest)))]
 
 
 def _random_scene(rng: np.random.Generator, single_object_share: float) -> Scene:
@@ -139,15 +164,14 @@ def _steps(
     total = _number_of_steps(settings, phase)
     for step in tqdm(range(start, total), initial=start, total=total, desc=f"phase {number}", disable=None):
         rng = np.random.default_rng([settings.seed, number, step])
-        rows = rng.choice(len(pool.scenes), settings.batch_size, replace=len(pool.scenes) < settings.batch_size)
+        rows = _rows(rng, len(pool.scenes), settings.batch_size)
         captions = [iconworld.describe(pool.scenes[row], rng, detail) for row in rows]
         images = _shift(pool.images[torch.from_numpy(rows)], rng)
         optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = _rate(phase.learning_rate, step, total)
         model.train()
         with models.autocast("cpu", settings.precision):
             image_features = models.image_features(model, images)
-        # The text tower's matrices are so small that casting them costs more than it saves.
-        text_features = models.text_features(model, tokenize(captions))
+            text_features = models.text_features(model, tokenize(captions))
         logits = model.logit_scale.exp() * image_features @ text_features.T
         labels = torch.arange(len(logits))
         loss = (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
@@ -162,6 +186,12 @@ def _steps(
         yield step, loss.item()
 
 
+def _rows(rng: np.random.Generator, scenes: int, batch_size: int) -> NDArray[np.int64]:
+    """Random pairs of neighbouring scenes, which are twins where the phase has twins."""
+    pairs = rng.choice(scenes // 2, math.ceil(batch_size / 2), replace=scenes < batch_size)
+    return (2 * pairs[:, None] + np.arange(2)).ravel()[:batch_size]
+
+
 def caption_detail(default: SceneDetail, captions: str) -> Detail:
     """The amount of detail that a phase's setting ``captions`` asks for."""
     if captions == "objects":
@@ -174,7 +204,7 @@ def caption_detail(default: SceneDetail, captions: str) -> Detail:
 def _normalise(images: Tensor) -> Tensor:
     """CLIP's preprocessing of pictures that have the model's size already."""
     scaled = (images.float() / 255 - MEAN) / STD
-    return scaled
+    return scaled.contiguous(memory_format=torch.channels_last)
 
 
 def _shift(images: Tensor, rng: np.random.Generator) -> Tensor:
@@ -182,7 +212,7 @@ def _shift(images: Tensor, rng: np.random.Generator) -> Tensor:
     size = images.shape[-1]
     left, top = (int(offset) for offset in rng.integers(0, 2 * LONGEST_SHIFT + 1, 2))
     padded = functional.pad(_normalise(images), [LONGEST_SHIFT] * 4, mode="replicate")
-    return padded[:, :, top : top + size, left : left + size].contiguous()
+    return padded[:, :, top : top + size, left : left + size].contiguous(memory_format=torch.channels_last)
 
 
 def _rate(highest: float, step: int, total: int) -> float:
