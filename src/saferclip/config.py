@@ -150,9 +150,9 @@ class TrainingPhase(Settings):
     samples: Positive = Field(description="image-caption pairs seen")
     learning_rate: float = Field(gt=0)
     single_object_share: Share = Field(description="scenes with one object or several copies of it")
-    twins: bool = Field(
-        description="each scene of a batch comes with one of the same objects in other colours on another background, "
-        "so that these must be learnt too"
+    negatives: Literal["random", "twins"] = Field(
+        description="'twins': each scene of a batch comes with one of the same objects in other colours on another "
+        "background, so that these must be learnt too"
     )
 
 

@@ -19,8 +19,9 @@ ARCHITECTURE = {
 }
 
 
-def phase(captions: str, samples: int, twins: bool = False) -> TrainingPhase:
-    return TrainingPhase(captions=captions, samples=samples, learning_rate=1e-3, single_object_share=0.3, twins=twins)
+def phase(captions: str, samples: int, negatives: str = "random") -> TrainingPhase:
+    values = {"captions": captions, "samples": samples, "learning_rate": 1e-3, "single_object_share": 0.3}
+    return TrainingPhase.model_validate(values | {"negatives": negatives})
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> BaseModelTrainingSettings:
         seed=1,
         batch_size=16,
         detail=SceneDetail(named_objects=2, colour=0.7, background=0.5),
-        phases=(phase("objects", 80), phase("default", 64, twins=True)),
+        phases=(phase("objects", 80), phase("default", 64, negatives="twins")),
         weight_decay=0.1,
         precision="fp32",
     )
@@ -105,7 +106,7 @@ def test_scenes_depend_on_seed_and_stream_alone() -> None:
 
 
 def test_twins_differ_in_colours_and_background_alone() -> None:
-    pool = training.draw_pool(1, phase("default", 100, twins=True), 64, 100, stream=1)
+    pool = training.draw_pool(1, phase("default", 100, negatives="twins"), 64, 100, stream=1)
 
     for scene, twin in zip(pool.scenes[::2], pool.scenes[1::2], strict=True):
         assert scene.concepts == twin.concepts

@@ -46,7 +46,7 @@ WARM_UP_STEPS = 100
 HIGHEST_LOGIT_SCALE = math.log(100)  # as in CLIP
 STEPS_PER_CHECKPOINT = 200
 VALIDATION_SCENES = 1000
-NO_PHASE = TrainingPhase(captions="default", samples=1, learning_rate=1, single_object_share=0, twins=False)
+NO_PHASE = TrainingPhase(captions="default", samples=1, learning_rate=1, single_object_share=0, negatives="random")
 MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
 STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
 
@@ -113,7 +113,7 @@ def _draw_chunk(
     scenes: list[Scene] = []
     while len(scenes) < count:
         scenes.append(_random_scene(rng, phase.single_object_share))
-        if phase.twins:
+        if phase.negatives == "twins":
             scenes.append(_twin(rng, scenes[-1]))
     pixels = np.stack([iconworld.render(scene, size) for scene in scenes])
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), scenes
