@@ -306,3 +306,10 @@ def test_jpeg_is_a_jpeg_and_close() -> None:
     assert data.startswith(b"\xff\xd8")
     decoded = np.asarray(io.decode_image({"bytes": data, "path": None}), dtype=int)
     assert np.abs(decoded - pixels).mean() < 3
+
+
+def test_tensors_are_as_readable_as_other_files(tmp_path: Path) -> None:
+    io.write_tensors(tmp_path / "tensors.safetensors", {"a": torch.zeros(2)})
+    io.write_json(tmp_path / "record.json", {})
+
+    assert (tmp_path / "tensors.safetensors").stat().st_mode == (tmp_path / "record.json").stat().st_mode

@@ -136,8 +136,8 @@ class BaseModelSettings(Settings):
     """The CLIP to fine-tune."""
 
     source: str = Field(
-        description="'dvc:<folder>' (a versioned artifact of this repository), 'local-dir:<folder>' "
-        "(open_clip format), or '<architecture>/<pretrained tag>' of open_clip"
+        description="'dvc:<folder>' (a versioned artifact of this repository) or 'local-dir:<folder>'; "
+        "both hold a model in open_clip's format"
     )
 
 

@@ -214,7 +214,11 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
     from safetensors.torch import save_file
 
     with atomic_path(path) as temporary:
+        # safetensors makes its files readable by their owner alone; opened first, they follow the umask.
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        temporary.chmod(mode)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -257,7 +261,7 @@ def read_evaluation(path: Path) -> EvaluationRecord:
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as CSV with the first row's keys as header."""
+    """Write rows as CSV; the header holds the keys of all rows, in order of appearance."""
     import pandas as pd
 
     with atomic_path(path) as temporary:
