@@ -206,6 +206,9 @@ class OptimisationSettings(Settings):
     accumulation: Positive = Field(description="micro-batches that one optimizer step is split into")
     max_gradient_norm: float = Field(gt=0)
     precision: Literal["bf16", "fp32"]
+    logit_scale: Literal["base-model"] | Annotated[float, Field(gt=0)] = Field(
+        description="factor of cosines in contrastive terms: a number, or the base model's own (OpenAI's: 100)"
+    )
     lora: LoraSettings
 
 

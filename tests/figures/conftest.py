@@ -365,5 +365,6 @@ def _write_training(folder: Path, method: str, seed: int) -> None:
             for direction, value in goal.items()
         }
         epochs.append({"epoch": epoch, "quadruples": 2000, "loss": start / epoch, **reached})
-        epochs[-1]["selection_score"] = sum(reached.values()) / 4
+        safe, unsafe = np.mean(list(reached.values())[:2]), np.mean(list(reached.values())[2:])
+        epochs[-1]["selection_score"] = float(2 * safe * unsafe / (safe + unsafe))
     io.write_csv(folder / "epochs.csv", epochs)

@@ -44,6 +44,7 @@ class Material:
             "accumulation": 1,
             "max_gradient_norm": 1.0,
             "precision": "bf16",
+            "logit_scale": "base-model",
             "lora": lora,
         }
         method = {

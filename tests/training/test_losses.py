@@ -13,6 +13,7 @@ from saferclip.training import losses
 from saferclip.training.losses import Embeddings, References
 
 BATCH, DIM = 5, 7
+SCALE = 100
 EVEN = LossWeights(**dict.fromkeys(losses.TERMS, 1.0))
 
 
@@ -47,8 +48,8 @@ def slow_relative(tuned: Tensor, target: Tensor, unsafe: Tensor) -> float:
 
 
 def slow_contrast(tuned: Tensor, partners: Tensor) -> float:
-    """Mean over rows and over columns of -log(exp(s_ii) / sum_j exp(s_ij)), with s = 100 cos."""
-    similarity = [[100 * dot(tuned[row], partners[column]) for column in range(BATCH)] for row in range(BATCH)]
+    """Mean over rows and over columns of -log(exp(s_ii) / sum_j exp(s_ij)), with s = SCALE cos."""
+    similarity = [[SCALE * dot(tuned[row], partners[column]) for column in range(BATCH)] for row in range(BATCH)]
     total = 0.0
     for here in range(BATCH):
         row = sum(math.exp(similarity[here][other] - similarity[here][here]) for other in range(BATCH))
@@ -79,7 +80,7 @@ def slow_terms(tuned: Embeddings, frozen: References, cross_modal: str) -> dict[
 
 @pytest.mark.parametrize("cross_modal", ["infonce", "relative"])
 def test_every_term_equals_plain_loops(tuned: Embeddings, frozen: References, cross_modal: str) -> None:
-    found = losses.terms(tuned, frozen, cross_modal)  # type: ignore[arg-type]
+    found = losses.terms(tuned, frozen, cross_modal, SCALE)  # type: ignore[arg-type]
     expected = slow_terms(tuned, frozen, cross_modal)
     assert set(found) == set(expected) == set(LossWeights.model_fields)
     assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, rel=1e-9)
@@ -90,7 +91,7 @@ def test_total_divides_the_weights_by_their_sum(tuned: Embeddings, frozen: Refer
     values = {name: number + 1.0 for number, name in enumerate(losses.TERMS)}
     expected = slow_terms(tuned, frozen, cross_modal)
     mean = sum(weight * expected[name] for name, weight in values.items()) / sum(values.values())
-    terms = losses.terms(tuned, frozen, cross_modal)  # type: ignore[arg-type]
+    terms = losses.terms(tuned, frozen, cross_modal, SCALE)  # type: ignore[arg-type]
     assert float(losses.total(terms, LossWeights(**values))) == pytest.approx(mean, rel=1e-9)
     doubled = LossWeights(**{name: 2 * weight for name, weight in values.items()})
     assert float(losses.total(terms, doubled)) == pytest.approx(mean, rel=1e-9)
@@ -107,7 +108,7 @@ def test_safe_inputs_at_their_reference_and_unsafe_ones_at_their_target_cost_not
     frozen: References, cross_modal: str
 ) -> None:
     perfect = Embeddings(frozen.safe_text, frozen.target_text, frozen.safe_image, frozen.target_image)
-    terms = losses.terms(perfect, frozen, cross_modal)  # type: ignore[arg-type]
+    terms = losses.terms(perfect, frozen, cross_modal, SCALE)  # type: ignore[arg-type]
     for name in ("preservation_text", "preservation_image", "redirection_text", "redirection_image"):
         assert float(terms[name]) == pytest.approx(0, abs=1e-12)
 
@@ -121,15 +122,15 @@ def test_relative_redirection_uses_no_other_row(tuned: Embeddings, frozen: Refer
         losses.relative(leaf, references.target_text, references.unsafe_text).mul(len(rows)).backward()
         gradients.append(leaf.grad)
     torch.testing.assert_close(gradients[0][0], gradients[1][0])
-    contrast = losses.contrast(tuned.unsafe_image, frozen.target_text)
-    alone = losses.contrast(tuned.unsafe_image[:1], frozen.target_text[:1])
+    contrast = losses.contrast(tuned.unsafe_image, frozen.target_text, SCALE)
+    alone = losses.contrast(tuned.unsafe_image[:1], frozen.target_text[:1], SCALE)
     assert float(alone) == 0 and float(contrast) > 0.1
 
 
 def test_gradients_reach_all_tuned_embeddings(frozen: References) -> None:
     for cross_modal in ("infonce", "relative"):
         leaves = Embeddings(*(rows.requires_grad_() for rows in unit(4)))
-        losses.total(losses.terms(leaves, frozen, cross_modal), EVEN).backward()  # type: ignore[arg-type]
+        losses.total(losses.terms(leaves, frozen, cross_modal, SCALE), EVEN).backward()  # type: ignore[arg-type]
         assert all(leaf.grad is not None and leaf.grad.abs().min() > 0 for leaf in leaves)
 
 

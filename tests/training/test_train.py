@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from saferclip import adapters, io, models
@@ -63,6 +64,15 @@ def tuner_of(material: Any, **changes: Any) -> tuple[Tuner, inputs.Split, losses
     tuner = Tuner(clip, adapters.attach(clip, settings.optimisation.lora), settings)
     targets = inputs.read_targets(settings.method, material.train, material.neighbours)
     return tuner, inputs.read_split(material.train, clip, 1), inputs.read_frozen(material.embeddings, targets)
+
+
+def test_logit_scale_is_the_base_models_own_or_the_number_given(vit_material: Any) -> None:
+    own = load_file(vit_material.base_model / models.WEIGHTS)["logit_scale"].exp().item()
+    contrasts = {}
+    for scale in ("base-model", own, 2 * own):
+        tuner, quadruples, frozen = tuner_of(vit_material, logit_scale=scale, precision="fp32")
+        contrasts[scale] = next(tuner.steps(torch.arange(4), quadruples, frozen, ""))["preservation_cross_text"]
+    assert contrasts["base-model"] == contrasts[own] != contrasts[2 * own]
 
 
 def test_run_writes_all_results(material: Any, run: Run, tmp_path: Path) -> None:
@@ -306,8 +316,21 @@ def test_validation_scores_equal_plain_loops() -> None:
         "unsafe_image_to_text/recall@1": share(unsafe_image, safe_text, unsafe_text),
     }
     assert len(set(expected.values())) > 2, "the directions are too alike to tell them apart"
+    text, image, unsafe_text, unsafe_image = expected.values()
+    # With p and r the sums of two: 2 (p/2) (r/2) / (p/2 + r/2) = p r / (p + r).
+    score = (text + image) * (unsafe_text + unsafe_image) / sum(expected.values())
     found = train.validation_scores(embedded)
-    assert found == pytest.approx({**expected, "selection_score": sum(expected.values()) / 4})
+    assert found == pytest.approx({**expected, "selection_score": score})
+
+
+def test_selection_score_of_a_model_that_redirects_nothing_is_zero() -> None:
+    safe = torch.eye(4)
+    # Every unsafe query meets its own unsafe partner.
+    unsafe = torch.cat([torch.zeros(4, 4), torch.eye(4)], dim=1)
+    safe = torch.cat([safe, torch.zeros(4, 4)], dim=1)
+    scores = train.validation_scores(Embeddings(safe, unsafe, safe, unsafe))
+    assert scores["text_to_image/recall@1"] == 100 and scores["unsafe_text_to_image/recall@1"] == 0
+    assert scores["selection_score"] == 0
 
 
 def test_numbers_that_are_not_finite_are_found() -> None:

@@ -22,7 +22,6 @@ from torch.nn import functional
 
 from saferclip.config import LossWeights
 
-LOGIT_SCALE = 100.0  # fixed, as in Safe-CLIP
 TERMS = tuple(LossWeights.model_fields)
 
 
@@ -50,19 +49,21 @@ class References(NamedTuple):
         return References(*(column[rows].to(device) for column in self))
 
 
-def terms(tuned: Embeddings, frozen: References, cross_modal: Literal["infonce", "relative"]) -> dict[str, Tensor]:
+def terms(
+    tuned: Embeddings, frozen: References, cross_modal: Literal["infonce", "relative"], logit_scale: float
+) -> dict[str, Tensor]:
     """All eight terms by the name of their weight; each is a scalar, a mean over the batch."""
     if cross_modal == "infonce":
-        cross_text = contrast(tuned.unsafe_text, frozen.target_image)
-        cross_image = contrast(tuned.unsafe_image, frozen.target_text)
+        cross_text = contrast(tuned.unsafe_text, frozen.target_image, logit_scale)
+        cross_image = contrast(tuned.unsafe_image, frozen.target_text, logit_scale)
     else:
         cross_text = relative(tuned.unsafe_text, frozen.target_image, frozen.unsafe_image)
         cross_image = relative(tuned.unsafe_image, frozen.target_text, frozen.unsafe_text)
     values = {
         "preservation_text": distance(tuned.safe_text, frozen.safe_text),
         "preservation_image": distance(tuned.safe_image, frozen.safe_image),
-        "preservation_cross_text": contrast(tuned.safe_text, frozen.safe_image),
-        "preservation_cross_image": contrast(tuned.safe_image, frozen.safe_text),
+        "preservation_cross_text": contrast(tuned.safe_text, frozen.safe_image, logit_scale),
+        "preservation_cross_image": contrast(tuned.safe_image, frozen.safe_text, logit_scale),
         "redirection_text": distance(tuned.unsafe_text, frozen.target_text),
         "redirection_image": distance(tuned.unsafe_image, frozen.target_image),
         "redirection_cross_text": cross_text,
@@ -93,11 +94,12 @@ def relative(tuned: Tensor, target: Tensor, unsafe: Tensor) -> Tensor:
     return functional.softplus(cosine(tuned, unsafe) - cosine(tuned, target)).mean()
 
 
-def contrast(tuned: Tensor, partners: Tensor) -> Tensor:
+def contrast(tuned: Tensor, partners: Tensor, logit_scale: float) -> Tensor:
     """Symmetric InfoNCE: mean of the cross-entropies of rows and of columns, partners on the diagonal.
 
-    The negatives are the other rows given here, that is, of one micro-batch.
+    The negatives are the other rows given here, that is, of one micro-batch; cosines are multiplied
+    by ``logit_scale``.
     """
-    logits = LOGIT_SCALE * tuned @ partners.T
+    logits = logit_scale * tuned @ partners.T
     labels = torch.arange(len(logits), device=logits.device)
     return (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2

@@ -1,7 +1,7 @@
 """Choose each method's learning rate on the validation split, by one rule for all.
 
-The rate with the highest ``selection_score`` after the last epoch, which is the mean of the four
-directions' validation R@1; of equal ones the lowest rate.
+The rate with the highest ``selection_score`` after the last epoch, the harmonic mean of validation
+R@1 of safe and of unsafe queries; of equal ones the lowest rate.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 import torch
@@ -116,6 +117,8 @@ class Tuner:
         self.settings = settings
         self.device = next(tuned.parameters()).device
         self.weights = adapters.weights(tuned)
+        scale = settings.optimisation.logit_scale
+        self.logit_scale = scale if isinstance(scale, float) else clip.model.get_parameter("logit_scale").exp().item()
         self.optimiser = torch.optim.Adam(self.weights.values(), lr=settings.method.learning_rate, fused=True)
         _, self.normalise = inputs.split_preprocess(clip.preprocess)
 
@@ -139,7 +142,7 @@ class Tuner:
             sums = torch.zeros(len(losses.TERMS) + 1, device=self.device)
             for part in parts:
                 embedded = self.embed(quadruples, part, next(pixels))
-                terms = losses.terms(embedded, frozen.select(part, self.device), method.cross_modal)
+                terms = losses.terms(embedded, frozen.select(part, self.device), method.cross_modal, self.logit_scale)
                 loss = losses.total(terms, method.weights)
                 share = len(part) / count
                 (share * loss).backward()  # type: ignore[no-untyped-call]
@@ -174,10 +177,12 @@ class Tuner:
 
 
 def validation_scores(embedded: Embeddings) -> dict[str, float]:
-    """R@1 in percent in the four directions, and their mean, by which learning rates are selected.
+    """R@1 in percent in the four directions, and the score by which learning rates are selected.
 
     Safe queries search among safe items; unsafe ones among safe and unsafe ones, where the paired
-    safe item is right.
+    safe item is right.  The score is the harmonic mean of preservation (the mean of the two safe
+    directions) and redirection (of the two unsafe ones): their plain mean would be highest for a
+    model that is hardly tuned.
     """
     safe_text, unsafe_text, safe_image, unsafe_image = embedded
     searches = {
@@ -191,7 +196,9 @@ def validation_scores(embedded: Embeddings) -> dict[str, float]:
         f"{direction}/recall@1": metrics.recall_at(metrics.ranks(queries, gallery, own, VALIDATION_BLOCK), 1)
         for direction, (queries, gallery) in searches.items()
     }
-    return {**scores, "selection_score": sum(scores.values()) / len(scores)}
+    recalls = list(scores.values())
+    preservation, redirection = sum(recalls[:2]) / 2, sum(recalls[2:]) / 2
+    return {**scores, "selection_score": harmonic_mean([preservation, redirection])}
 
 
 def _be_deterministic(device: torch.device, seed: int) -> None:
