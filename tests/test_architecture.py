@@ -34,7 +34,7 @@ def written_files() -> Iterator[Path]:
     yield from (path for path in ROOT.iterdir() if path.is_file())
     for folder in ("src", "tests", "config", "workflow", "docs", "benchmarks", ".ci", ".dvc", ".github"):
         for path in (ROOT / folder).rglob("*"):
-            if path.is_file() and not GENERATED & set(path.parts):
+            if path.is_file() and not GENERATED & set(path.relative_to(ROOT).parts):
                 yield path
 
 

@@ -279,9 +279,11 @@ def test_repeated_key_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
     text = (CONFIGS / "mini.yaml").read_text(encoding="utf-8")
-    text = text.replace("weights: *weights", "weights: {<<: *weights, redirection_image: 0.9}")
-    weights = config.load(written(tmp_path, text)).training("safer-clip").method.weights
-    assert (weights.redirection_image, weights.redirection_text) == (0.9, 0.1)
+    assert text.count("      redirection_image: 0.5\n") == 1
+    text = text.replace("      redirection_image: 0.5\n", "      redirection_image: 0.9\n")
+    run = config.load(written(tmp_path, text))
+    ours, merged = run.training("safer-clip").method.weights, run.training("safe-clip").method.weights
+    assert (ours.redirection_image, ours.preservation_text) == (0.9, merged.preservation_text)
 
 
 @pytest.mark.parametrize("notation", ["1e-3", "1.0e-3", "0.001", "'0.001'"])
