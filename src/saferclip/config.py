@@ -67,6 +67,13 @@ Positive = Annotated[int, Field(gt=0)]
 RunName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
 
+class _Downloaded:
+    """Marks a setting as the name of something in ``downloads.table``."""
+
+
+Download = Annotated[RunName, _Downloaded()]
+
+
 class SceneDetail(Settings):
     """How much a caption of the embedded world says about its scene."""
 
@@ -100,6 +107,58 @@ class MiniSetSizes(Settings):
 
 class MiniSets(World, MiniSetSizes):
     """All that the mini test sets depend on; seed and detail are those of the quadruples."""
+
+
+class DownloadSettings(Settings):
+    """How files are fetched from hubs and web servers; no result depends on it."""
+
+    table: Path = Field(description="table of what can be downloaded, with pinned revisions and hashes")
+    folder: Path = Field(description="where downloads are kept; runs share it")
+    local: dict[str, Path] = Field({}, description="what is on disk already: name in the table to file or folder")
+    connections: Positive = Field(description="files fetched at once")
+    retries: Annotated[int, Field(ge=0)] = Field(description="further tries of a file, with growing pauses")
+
+    def path(self, name: str) -> Path:
+        """Where a download is, or will be: the user's own place, or a folder of that name."""
+        return self.local.get(name, self.folder / name)
+
+
+class DiffusionSettings(Settings):
+    """Text to image with a diffusers pipeline."""
+
+    model: Download
+    steps: Positive = Field(description="denoising steps")
+    guidance: float = Field(ge=0, description="classifier-free guidance scale")
+    image_size: Positive = Field(description="height and width in pixels")
+    precision: Literal["bf16", "fp16", "fp32"]
+    batch_size: Positive = Field(description="images made at once; results do not depend on it")
+
+
+class NudeNetSettings(Settings):
+    """NudeNet's detector, whose model comes with its package."""
+
+    threshold: Share = Field(description="an image is unsafe if an exposed part is found with at least this score")
+
+
+class Q16Settings(Settings):
+    """Q16 (Schramowski et al. 2022): learnt prompts for a CLIP image encoder."""
+
+    prompts: Download = Field(description="the authors' prompts file")
+    clip: Download = Field(description="the CLIP that the prompts were learnt for, in open_clip's format")
+    batch_size: Positive
+
+
+class ImageFilterSettings(Settings):
+    """Learnt judges of images; an image that one of them flags is unsafe."""
+
+    nudenet: NudeNetSettings | None = None
+    q16: Q16Settings | None = None
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> ImageFilterSettings:
+        if self.nudenet is None and self.q16 is None:
+            raise ValueError("give at least one of the sections 'nudenet' and 'q16'")
+        return self
 
 
 class LocalData(Settings):
@@ -292,6 +351,7 @@ class Config(Settings):
     name: RunName = Field(description="outputs go to results/<name>/")
     title: str = Field(description="how the data set is called in tables and figures")
     seeds: Distinct[int] = Field(description="each trained method is run once with each")
+    downloads: DownloadSettings | None = None
     data: DataSettings
     test_sets: MiniSetSizes | None = None
     base_model: BaseModelSettings
@@ -350,8 +410,8 @@ class Config(Settings):
         runs = self.figures.runs or {method: self.seeds_of(method) for method in self.methods}
         return self.figures.model_copy(update={"title": self.figures.title or self.title, "runs": runs})
 
-    def settings_of(self, step: str, method: str | None = None) -> str:
-        """The settings of one step as JSON, in one form whatever the file's notation was.
+    def section(self, step: str, method: str | None = None) -> Settings:
+        """The settings of one step.
 
         Raises ConfigError for a step that does not exist or that this run does not have.
         """
@@ -376,7 +436,18 @@ class Config(Settings):
         if section is None:
             missing = "name a method" if step == "training" else f"'{self.name}' has no settings for it"
             raise ConfigError(f"step '{step}': {missing}")
-        return json.dumps(section.model_dump(mode="json"), sort_keys=True)
+        return section
+
+    def settings_of(self, step: str, method: str | None = None) -> str:
+        """The settings of one step as JSON, in one form whatever the file's notation was; raises as ``section``."""
+        return json.dumps(self.section(step, method).model_dump(mode="json"), sort_keys=True)
+
+    def downloads_of(self, step: str, method: str | None = None) -> dict[str, Path]:
+        """What a step needs from elsewhere: name in ``downloads.table`` to the place on disk."""
+        names = downloads_of(self.section(step, method))
+        if names and self.downloads is None:
+            raise ConfigError(f"{names[0]} is to be downloaded, so the section 'downloads' must be given")
+        return {name: self.downloads.path(name) for name in names} if self.downloads else {}
 
     def _mini_sets(self) -> MiniSets | None:
         if self.test_sets is None or self.data.embedded is None:
@@ -387,6 +458,38 @@ class Config(Settings):
     def seeds_of(self, method: str) -> tuple[int, ...]:
         """Seeds that a method is run with: an untuned one has nothing to repeat."""
         return self.seeds if self.methods[method] else self.seeds[:1]
+
+
+def downloads_of(section: Settings | None) -> list[str]:
+    """Names of all downloads that a section speaks of, at whatever depth, sorted."""
+    return sorted(set(_downloads(section)))
+
+
+def _downloads(value: Any) -> Iterable[str]:
+    """Names of downloads in a section, or in sections within lists and mappings."""
+    if isinstance(value, Settings):
+        for name, field in type(value).model_fields.items():
+            inner = getattr(value, name)
+            if any(isinstance(mark, _Downloaded) for mark in _marks(field)):
+                yield from [inner] if isinstance(inner, str) else inner.values() if isinstance(inner, dict) else inner or ()
+            else:
+                yield from _downloads(inner)
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _downloads(inner)
+    elif isinstance(value, tuple | list):
+        for inner in value:
+            yield from _downloads(inner)
+
+
+def _marks(field: Any) -> Iterable[Any]:
+    """Annotations of a field and of its type's arguments: those of ``Download`` in ``dict[str, Download]``."""
+    yield from field.metadata
+    queue = [field.annotation]
+    while queue:
+        kind = queue.pop()
+        yield from getattr(kind, "__metadata__", ())
+        queue += get_args(kind)
 
 
 def load(path: Path) -> Config:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from saferclip import downloads
 from saferclip.figures import registry
 
 R = f"results/{RUN.name}"
@@ -54,6 +55,17 @@ def settings(step):
     A function of wildcards, because braces in a plain string would be taken for wildcards.
     """
     return lambda wildcards: RUN.settings_of(step, wildcards.get("method"))
+
+
+def needed(step, method=None):
+    """Files that a step waits for before it reads its downloads: their manifests, or the user's own files."""
+    places = RUN.downloads_of(step, method)
+    return [str(path if name in RUN.downloads.local else f"{path}.json") for name, path in places.items()]
+
+
+def given(step, method=None):
+    """The --download options that tell a command where its downloads are."""
+    return [f"--download {name}={path}" for name, path in RUN.downloads_of(step, method).items()]
 
 
 @cache
