@@ -94,6 +94,33 @@ def test_saved_model_is_loaded_by_open_clip(clip: models.Clip, tmp_path: Path) -
     assert all(torch.equal(weight, expected[name]) for name, weight in loaded.state_dict().items())
 
 
+def test_half_precision_is_stored_where_it_is_exact_and_loads_bit_by_bit(clip: models.Clip, tmp_path: Path) -> None:
+    state = {name: tensor.clone() for name, tensor in clip.model.state_dict().items()}
+    state["token_embedding.weight"] = state["token_embedding.weight"].half().float()
+    state["ln_final.weight"][:3] = torch.tensor([1e-9, 1e6, torch.finfo(torch.float32).tiny])  # beyond half precision
+    state["ln_final.bias"][:2] = torch.tensor([-0.0, 6e-8])  # zero has a sign; subnormal numbers of half precision
+    models.save(tmp_path, state, clip.architecture)
+
+    stored = io.read_tensors(tmp_path / models.WEIGHTS)
+    assert stored["token_embedding.weight"].dtype == torch.float16
+    assert stored["ln_final.weight"].dtype == torch.float32
+    loaded = models.load(tmp_path).model.state_dict()
+    for name, expected in state.items():
+        assert loaded[name].dtype == expected.dtype, name
+        kind = torch.int32 if expected.dtype == torch.float32 else expected.dtype
+        assert torch.equal(loaded[name].contiguous().view(kind), expected.contiguous().view(kind)), name
+
+
+def test_weights_of_other_precisions_are_stored_without_loss(clip: models.Clip, tmp_path: Path) -> None:
+    state = {
+        name: tensor.bfloat16() if tensor.is_floating_point() else tensor
+        for name, tensor in clip.model.state_dict().items()
+    }
+    models.save(tmp_path, state, clip.architecture)
+    loaded = models.load(tmp_path).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor.to(loaded[name].dtype)) for name, tensor in state.items())
+
+
 @pytest.mark.parametrize("missing", [models.ARCHITECTURE, models.WEIGHTS])
 def test_incomplete_model_folder_is_refused(clip: models.Clip, tmp_path: Path, missing: str) -> None:
     models.save(tmp_path, clip.model.state_dict(), clip.architecture)

@@ -56,11 +56,24 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Clip:
 
 
 def save(folder: Path, state: dict[str, Tensor], architecture: dict[str, Any]) -> None:
-    """Write a model that open_clip loads as ``local-dir:<folder>``."""
+    """Write a model that open_clip loads as ``local-dir:<folder>``, with exactly the weights of ``state``.
+
+    Weights that half precision represents exactly are stored so, which halves their space: models are
+    versioned, and what fine-tuning left alone, such as the table of tokens, often came in half precision.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    io.write_tensors(folder / WEIGHTS, state, metadata={"format": "pt"})
+    compact = {name: _compact(tensor) for name, tensor in state.items()}
+    io.write_tensors(folder / WEIGHTS, compact, metadata={"format": "pt"})
     with io.atomic_path(folder / ARCHITECTURE) as temporary:
         temporary.write_text(json.dumps(architecture, indent=2) + "\n")
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """The tensor in half precision if nothing is lost, else in full."""
+    if not tensor.is_floating_point():
+        return tensor
+    half, full = tensor.half(), tensor.float()
+    return half if torch.equal(half.float(), full) else full
 
 
 def default_device() -> torch.device:
