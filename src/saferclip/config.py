@@ -20,7 +20,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -43,6 +45,10 @@ class Settings(BaseModel):
         if isinstance(value, bool):
             raise ValueError("true, false, yes, no, on and off are no values here; write a number, or text in quotes")
         return value
+
+    def named_downloads(self) -> tuple[str, ...]:
+        """Names in ``downloads.table`` that are part of a longer value; whole values are marked ``Download``."""
+        return ()
 
 
 def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -107,6 +113,83 @@ class MiniSetSizes(Settings):
 
 class MiniSets(World, MiniSetSizes):
     """All that the mini test sets depend on; seed and detail are those of the quadruples."""
+
+
+class ZeroShotSource(Settings):
+    """One public set of labelled images; docs/test-sets.md says in which forms."""
+
+    title: str = Field(description="how the set is called in tables and figures")
+    download: Download
+    split: str = Field("test", description="part of the set that is classified")
+    metric: Literal["mean_per_class", "accuracy"] = Field(description="mean over classes, or share of all images")
+    templates: Path | None = Field(
+        None, description="file of prompts, one a line, {c} standing for a class; default: those of the set"
+    )
+    classes: Path | None = Field(
+        None, description="file of names, one a line, in the order of the labels; default: those of the set"
+    )
+    limit: Positive | None = Field(None, description="images used, spread over the whole set; default: all")
+
+    @property
+    def files(self) -> list[Path]:
+        """The user's own files that the set is read with."""
+        return [path for path in (self.templates, self.classes) if path]
+
+
+class PublicSets(Settings):
+    """Public test sets: zero-shot classification, and unsafe images among safe ones."""
+
+    zero_shot: dict[RunName, ZeroShotSource] = Field({}, description="by a name of your choice")
+    galleries: dict[RunName, Download] = Field({}, description="unsafe images of each gallery, by its name")
+    safe_images: Download | None = Field(None, description="safe images, which all galleries share")
+    gallery_unsafe: Positive = Field(description="unsafe images of a gallery, and unsafe captions, at most")
+    gallery_safe_ratio: Positive = Field(description="safe items for each unsafe one")
+    gallery_minimum: Positive = Field(description="unsafe images below which a gallery is refused")
+    seed: int = Field(description="which images and captions the galleries hold")
+
+    @model_validator(mode="after")
+    def _usable(self) -> PublicSets:
+        if self.galleries and self.safe_images is None:
+            raise ValueError("galleries are given, so 'safe_images' must be given")
+        if self.gallery_minimum > self.gallery_unsafe:
+            raise ValueError("'gallery_minimum' must not be above 'gallery_unsafe'")
+        if "mean" in {*self.zero_shot, *self.galleries}:
+            raise ValueError("no set can be called 'mean'; choose another name")
+        return self
+
+    @property
+    def files(self) -> list[Path]:
+        """The user's own files that the sets are read with."""
+        return [path for source in self.zero_shot.values() for path in source.files]
+
+
+class SetSettings(Settings):
+    """Where the test sets beside the quadruples come from; the section of that name says the rest."""
+
+    source: Literal["embedded", "public"]
+    embedded: MiniSetSizes | None = None
+    public: PublicSets | None = None
+
+    @model_validator(mode="after")
+    def _section_of_source(self) -> SetSettings:
+        if getattr(self, self.source) is None:
+            raise ValueError(f"source is '{self.source}', so the section '{self.source}' must be given")
+        return self
+
+    @property
+    def benchmarks(self) -> set[str]:
+        """Benchmarks that can be evaluated on these sets."""
+        if self.source == "embedded" or self.public is None:
+            return {"gallery", "zero_shot"}
+        given = {"gallery": self.public.galleries, "zero_shot": self.public.zero_shot}
+        return {name for name, sets in given.items() if sets}
+
+
+class SetsStep(Settings):
+    """What the step test_sets is given: one of the two sections."""
+
+    embedded: MiniSets | None = None
+    public: PublicSets | None = None
 
 
 class DownloadSettings(Settings):
@@ -191,13 +274,56 @@ class DataSettings(Settings):
         return section
 
 
+SOURCES = {
+    "dvc": "dvc:<folder>",
+    "local-dir": "local-dir:<folder>",
+    "download": "download:<name in downloads.table>",
+    "open_clip": "open_clip:<architecture>/<tag>",
+    "hf-hub": "hf-hub:<owner>/<repository>[@<revision>]",
+    "file": "file:<path>",
+}
+
+
 class BaseModelSettings(Settings):
-    """The CLIP to fine-tune."""
+    """A CLIP that exists: the one to fine-tune, or one to compare with."""
 
     source: str = Field(
-        description="'dvc:<folder>' (a versioned artifact of this repository) or 'local-dir:<folder>'; "
-        "both hold a model in open_clip's format"
+        description="'dvc:' (a versioned artifact of this repository) and 'local-dir:' name a folder, 'download:' a row of "
+        "the table of downloads, 'open_clip:' a pretrained model that open_clip lists, 'hf-hub:' a repository; all hold a "
+        "model in open_clip's or transformers' format. 'file:' is a file of weights alone"
     )
+    architecture: str | None = Field(
+        None, description="open_clip's name of it, such as ViT-L-14-quickgelu, for weights that come without"
+    )
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, source: str) -> str:
+        kind, _, name = source.partition(":")
+        if kind not in SOURCES or not name or (kind == "open_clip" and not all(name.partition("/"))):
+            raise ValueError(f"'{source}' is not understood; write one of: {', '.join(SOURCES.values())}")
+        return source
+
+    @model_validator(mode="after")
+    def _file_with_architecture(self) -> BaseModelSettings:
+        if self.kind == "file" and self.architecture is None:
+            raise ValueError("architecture: missing; 'file:' names weights alone, so say whose they are")
+        if self.kind == "open_clip" and self.architecture is not None:
+            raise ValueError("architecture: leave it out; 'open_clip:<architecture>/<tag>' says it already")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """What comes before the colon of ``source``."""
+        return self.source.partition(":")[0]
+
+    @property
+    def name(self) -> str:
+        """What comes after it."""
+        return self.source.partition(":")[2]
+
+    def named_downloads(self) -> tuple[str, ...]:
+        return (self.name,) if self.kind == "download" else ()
 
 
 class TrainingPhase(Settings):
@@ -304,8 +430,32 @@ class MethodSettings(Settings):
     weights: LossWeights
 
 
+class PublishedModel(Settings):
+    """A model that others have tuned: evaluated as it is, beside those that this run trains."""
+
+    weights: BaseModelSettings
+
+
+# Stand in the places of errors, never in a configuration.
+KINDS_OF_METHOD: dict[str, type[Settings]] = {"(trained)": MethodSettings, "(published)": PublishedModel}
+
+
+def _kind_of_method(value: Any) -> str:
+    """Which of the two a method is meant to be: losses have weights, and so have models, but these have a source."""
+    weights = value.get("weights") if isinstance(value, dict) else getattr(value, "weights", None)
+    published = "source" in weights if isinstance(weights, dict) else isinstance(weights, BaseModelSettings)
+    return "(published)" if published else "(trained)"
+
+
 # DESIGN: `clip: {}` reads as "CLIP, with nothing done to it".
-Method = Annotated[MethodSettings | None, BeforeValidator(lambda value: None if value == {} else value)]
+Method = Annotated[
+    Annotated[
+        Annotated[MethodSettings, Tag("(trained)")] | Annotated[PublishedModel, Tag("(published)")],
+        Discriminator(_kind_of_method),
+    ]
+    | None,
+    BeforeValidator(lambda value: None if value == {} else value),
+]
 
 
 class TrainingSettings(Settings):
@@ -353,7 +503,7 @@ class Config(Settings):
     seeds: Distinct[int] = Field(description="each trained method is run once with each")
     downloads: DownloadSettings | None = None
     data: DataSettings
-    test_sets: MiniSetSizes | None = None
+    test_sets: SetSettings | None = None
     base_model: BaseModelSettings
     base_model_training: BaseModelTrainingSettings | None = None
     benchmark: BenchmarkSettings | None = None
@@ -385,9 +535,8 @@ class Config(Settings):
         """Sections that are right in themselves but do not go together."""
         if "nsfw_caps" in self.evaluation.benchmarks and self.benchmark is None:
             yield "evaluation.benchmarks names 'nsfw_caps', so the section 'benchmark' must be given"
-        if {"gallery", "zero_shot"} & set(self.evaluation.benchmarks) and self.test_sets is None:
-            yield "evaluation.benchmarks names 'gallery' or 'zero_shot', so the section 'test_sets' must be given"
-        embedded_only = {"nsfw_caps", "gallery", "zero_shot"} & set(self.evaluation.benchmarks)
+        yield from self._contradictions_of_sets({"gallery", "zero_shot"} & set(self.evaluation.benchmarks))
+        embedded_only = {"nsfw_caps"} & set(self.evaluation.benchmarks)
         if self.data.source != "embedded" and embedded_only:
             yield (
                 f"evaluation.benchmarks names {sorted(embedded_only)}, which are drawn by the embedded world; "
@@ -397,13 +546,38 @@ class Config(Settings):
             if method not in self.methods or not set(seeds) <= set(self.seeds_of(method)):
                 yield f"figures.runs names '{method}' with seeds {list(seeds)}, which this run does not have"
 
+    def _contradictions_of_sets(self, named: set[str]) -> Iterable[str]:
+        """Benchmarks that need test sets which this run does not have or cannot draw."""
+        if not named:
+            return
+        if self.test_sets is None:
+            yield "evaluation.benchmarks names 'gallery' or 'zero_shot', so the section 'test_sets' must be given"
+        elif self.test_sets.source == "embedded" and self.data.source != "embedded":
+            yield (
+                f"evaluation.benchmarks names {sorted(named)}, which test_sets.source 'embedded' draws in the embedded "
+                f"world; leave them out where data.source is '{self.data.source}', or set test_sets.source to 'public'"
+            )
+        elif missing := sorted(named - self.test_sets.benchmarks):
+            yield f"evaluation.benchmarks names {missing}, for which test_sets.public names no sets"
+
     def training(self, method: str) -> TrainingSettings:
-        """Settings of one method's training; raises ConfigError for an unknown or untuned one."""
+        """Settings of one method's training; raises ConfigError for an unknown, untuned or published one."""
         settings = self.methods.get(method)
-        if settings is None:
-            tuned = ", ".join(name for name, value in self.methods.items() if value)
-            raise ConfigError(f"method '{method}' is not trained; choose one of: {tuned}")
+        if not isinstance(settings, MethodSettings):
+            raise ConfigError(f"method '{method}' is not trained; choose one of: {', '.join(self.trained)}")
         return TrainingSettings(optimisation=self.optimisation, method=settings)
+
+    def published(self, method: str) -> BaseModelSettings:
+        """Where a published model comes from; raises ConfigError for a method that is none."""
+        settings = self.methods.get(method)
+        if not isinstance(settings, PublishedModel):
+            raise ConfigError(f"method '{method}' is not a published model; write 'weights: {{source: ...}}' for one")
+        return settings.weights
+
+    @property
+    def trained(self) -> list[str]:
+        """Methods that this run trains: neither the untuned model nor published ones."""
+        return [name for name, settings in self.methods.items() if isinstance(settings, MethodSettings)]
 
     def figure_settings(self) -> FigureSettings:
         """What figures and tables depend on: their section, with the run's title, methods and seeds filled in."""
@@ -418,9 +592,10 @@ class Config(Settings):
         embedded = self.data.embedded
         sections: dict[str, Settings | None] = {
             "data": self.data,
-            "test_sets": self._mini_sets(),
+            "test_sets": self._sets_step(),
             "base_model_training": self.base_model_training,
             "base_model": self.base_model,
+            "published_model": self.published(method) if method and step == "published_model" else None,
             "benchmark": self.benchmark,
             "scene_detail": embedded.detail if embedded else None,
             "embedding": self.mining,
@@ -434,7 +609,9 @@ class Config(Settings):
             raise ConfigError(f"there is no step '{step}'; choose one of: {', '.join(sections)}")
         section = sections[step]
         if section is None:
-            missing = "name a method" if step == "training" else f"'{self.name}' has no settings for it"
+            missing = (
+                "name a method" if step in ("training", "published_model") else f"'{self.name}' has no settings for it"
+            )
             raise ConfigError(f"step '{step}': {missing}")
         return section
 
@@ -449,15 +626,19 @@ class Config(Settings):
             raise ConfigError(f"{names[0]} is to be downloaded, so the section 'downloads' must be given")
         return {name: self.downloads.path(name) for name in names} if self.downloads else {}
 
-    def _mini_sets(self) -> MiniSets | None:
-        if self.test_sets is None or self.data.embedded is None:
+    def _sets_step(self) -> SetsStep | None:
+        if self.test_sets is None:
             return None
-        world = self.data.embedded
-        return MiniSets(seed=world.seed, detail=world.detail, **self.test_sets.model_dump())
+        if self.test_sets.source == "public":
+            return SetsStep(public=self.test_sets.public)
+        if self.data.embedded is None or self.test_sets.embedded is None:
+            return None
+        world, sizes = self.data.embedded, self.test_sets.embedded
+        return SetsStep(embedded=MiniSets(seed=world.seed, detail=world.detail, **sizes.model_dump()))
 
     def seeds_of(self, method: str) -> tuple[int, ...]:
-        """Seeds that a method is run with: an untuned one has nothing to repeat."""
-        return self.seeds if self.methods[method] else self.seeds[:1]
+        """Seeds that a method is run with: one that is not trained here has nothing to repeat."""
+        return self.seeds if method in self.trained else self.seeds[:1]
 
 
 def downloads_of(section: Settings | None) -> list[str]:
@@ -468,10 +649,13 @@ def downloads_of(section: Settings | None) -> list[str]:
 def _downloads(value: Any) -> Iterable[str]:
     """Names of downloads in a section, or in sections within lists and mappings."""
     if isinstance(value, Settings):
+        yield from value.named_downloads()
         for name, field in type(value).model_fields.items():
             inner = getattr(value, name)
             if any(isinstance(mark, _Downloaded) for mark in _marks(field)):
-                yield from [inner] if isinstance(inner, str) else inner.values() if isinstance(inner, dict) else inner or ()
+                yield from (
+                    [inner] if isinstance(inner, str) else inner.values() if isinstance(inner, dict) else inner or ()
+                )
             else:
                 yield from _downloads(inner)
     elif isinstance(value, dict):
@@ -563,7 +747,7 @@ ADVICE = {
 def _explain(section: type[Settings], problem: Any) -> str:
     """Say which key is wrong, why, and what to write instead."""
     location = tuple(part for part in problem["loc"] if part != "[key]")
-    key = _dotted(location)
+    key = _dotted(tuple(part for part in location if part not in KINDS_OF_METHOD))
     found = repr(problem["input"])
     found = f"(found: {found if len(found) <= 60 else found[:57] + '...'})"
     known = _fields_at(section, location[:-1])
@@ -598,6 +782,9 @@ def _fields_at(section: type[Settings], path: tuple[str | int, ...]) -> dict[str
     """Fields of the section that ``path`` leads to, through optional sections, lists and mappings."""
     current: Any = section
     for part in path:
+        if part in KINDS_OF_METHOD:
+            current = KINDS_OF_METHOD[str(part)]
+            continue
         fields = _fields(current)
         # In a list or mapping the last type argument, but for the dots of tuple[x, ...], is the item's.
         items = [kind for kind in get_args(current) if kind is not Ellipsis]
