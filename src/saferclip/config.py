@@ -217,6 +217,17 @@ class DiffusionSettings(Settings):
     batch_size: Positive = Field(description="images made at once; results do not depend on it")
 
 
+class SafeGuidanceSettings(Settings):
+    """Safe latent diffusion (Schramowski et al., CVPR 2023): guidance away from a concept."""
+
+    concept: str = Field(description="what to keep away from, in words")
+    scale: float = Field(gt=0, description="factor of the difference between prompt and concept")
+    threshold: float = Field(description="difference from which on an element is left alone")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(description="denoising steps without safe guidance")
+    momentum_scale: float = Field(ge=0)
+    momentum_beta: Share = Field(description="how much of the previous momentum is kept")
+
+
 class NudeNetSettings(Settings):
     """NudeNet's detector, whose model comes with its package."""
 
@@ -288,9 +299,9 @@ class BaseModelSettings(Settings):
     """A CLIP that exists: the one to fine-tune, or one to compare with."""
 
     source: str = Field(
-        description="'dvc:' (a versioned artifact of this repository) and 'local-dir:' name a folder, 'download:' a row of "
-        "the table of downloads, 'open_clip:' a pretrained model that open_clip lists, 'hf-hub:' a repository; all hold a "
-        "model in open_clip's or transformers' format. 'file:' is a file of weights alone"
+        description="'dvc:' (a versioned artifact of this repository) and 'local-dir:' name a folder, 'download:' a "
+        "row in the table of downloads, 'open_clip:' a pretrained model that it lists, 'hf-hub:' a repository, all in "
+        "open_clip's or transformers' format; 'file:' is a file of weights alone"
     )
     architecture: str | None = Field(
         None, description="open_clip's name of it, such as ViT-L-14-quickgelu, for weights that come without"
