@@ -1,0 +1,44 @@
+"""Models that a setting names on the Hugging Face Hub by themselves, without a row of the versions table."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from pathlib import Path
+
+from saferclip.downloads import fetch, table
+
+# Of the formats that a repository may hold, one is fetched: open_clip's first, and safetensors before others.
+WEIGHTS = (("open_clip*.safetensors",), ("open_clip*.bin",), ("model*.safetensors",), ("pytorch_model*.bin",))
+CONFIGURATIONS = ("*config.json",)
+CONNECTIONS = 4
+RETRIES = 5
+
+
+def fetch_model(repository: str, revision: str, folder: Path, weights: tuple[str, ...] = ()) -> Path:
+    """Fetch a model's configuration and weights into a folder below ``folder``, and return it.
+
+    ``revision`` is a commit, or empty for the newest; ``weights`` are the files of weights, if known.
+    Raises DownloadError saying what to do; a folder without weights is left to its reader to refuse.
+    """
+    name = f"hub--{repository.replace('/', '--')}".lower() + (f"--{revision[:12]}" if revision else "")
+    place = folder / name
+    for patterns in (weights,) if weights else WEIGHTS:
+        _fetch(name, repository, revision, (*CONFIGURATIONS, *patterns), folder)
+        if any(file for pattern in patterns for file in place.glob(pattern)):
+            break
+    return place
+
+
+def _fetch(name: str, repository: str, revision: str, patterns: tuple[str, ...], folder: Path) -> None:
+    """Fetch by a versions table of one row."""
+    row = dict.fromkeys(table.COLUMNS, "")
+    row |= {"name": name, "kind": "hf-model", "source": repository, "revision": revision, "licence": "unknown"}
+    row["files"] = ";".join(patterns)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, "versions.csv")
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, table.COLUMNS)
+            writer.writeheader()
+            writer.writerow(row)
+        fetch.fetch(name, path, folder, CONNECTIONS, RETRIES)
