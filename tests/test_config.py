@@ -20,7 +20,17 @@ CONFIGS = Path(__file__).parents[1] / "config"
 # Through JSON, so that sections that share an anchor are copies: a change to one is a change to one.
 MINI = json.loads(json.dumps(yaml.safe_load((CONFIGS / "mini.yaml").read_text(encoding="utf-8"))))
 SPLITS = ("train", "validation", "test")
-OPTIONAL = {("data", "embedded"), ("test_sets",), ("base_model_training",), ("benchmark",)}
+OPTIONAL = {("data", "embedded"), ("test_sets",), ("test_sets", "embedded"), ("base_model_training",), ("benchmark",)}
+
+PUBLIC_SETS = {
+    "zero_shot": {"pets": {"title": "Pets", "download": "wds-pets", "split": "test", "metric": "accuracy"}},
+    "galleries": {"nudenet": "nudenet-images"},
+    "safe_images": "coco-val2017",
+    "gallery_unsafe": 40,
+    "gallery_safe_ratio": 10,
+    "gallery_minimum": 20,
+    "seed": 1,
+}
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -255,11 +265,46 @@ def test_clip_is_the_method_with_nothing_to_say(nothing: dict[str, Any] | None) 
             ),
             "leave them out where data.source is 'local'",
         ),
+        (
+            lambda v: v["test_sets"].update(source="public"),
+            "test_sets: source is 'public', so the section 'public' must be given",
+        ),
+        (
+            lambda v: v.update(test_sets={"source": "public", "public": PUBLIC_SETS | {"zero_shot": None}}),
+            "names ['zero_shot'], for which test_sets.public names no sets",
+        ),
+        (
+            lambda v: v.update(test_sets={"source": "public", "public": PUBLIC_SETS | {"safe_images": None}}),
+            "test_sets.public: galleries are given, so 'safe_images' must be given",
+        ),
+        (
+            lambda v: v.update(test_sets={"source": "public", "public": PUBLIC_SETS | {"galleries": {"mean": "x"}}}),
+            "test_sets.public: no set can be called 'mean'",
+        ),
+        (
+            lambda v: v.update(test_sets={"source": "public", "public": PUBLIC_SETS | {"gallery_minimum": 41}}),
+            "test_sets.public: 'gallery_minimum' must not be above 'gallery_unsafe'",
+        ),
         (lambda v: v["figures"].update(runs={"other": [0]}), "figures.runs names 'other' with seeds [0]"),
     ],
 )
 def test_contradictions_are_refused(change: Change, expected: str) -> None:
     assert expected in message(change)
+
+
+def test_public_test_sets_go_with_any_quadruples_and_name_their_downloads() -> None:
+    values = changed(lambda v: v.update(test_sets={"source": "public", "public": PUBLIC_SETS}))
+    values["downloads"] = {"table": "t.csv", "folder": "d", "local": {}, "connections": 1, "retries": 0}
+    values["data"] = {"source": "local", "local": dict.fromkeys(SPLITS, "x.csv")}
+    values["evaluation"]["benchmarks"].remove("nsfw_caps")
+    run = config.validate(values)
+    assert set(run.downloads_of("test_sets")) == {"wds-pets", "nudenet-images", "coco-val2017"}
+    given = config.parse_settings(config.SetsStep, run.settings_of("test_sets"))
+    assert given.embedded is None
+    assert given.public is not None and given.public.galleries == {"nudenet": "nudenet-images"}
+    drawn = config.parse_settings(config.SetsStep, config.validate(MINI).settings_of("test_sets"))
+    assert drawn.public is None
+    assert drawn.embedded is not None and drawn.embedded.seed == MINI["data"]["embedded"]["seed"]
 
 
 # YAML -------------------------------------------------------------------------------------------

@@ -77,6 +77,17 @@ def _option(name: str, kind: click.Path, text: str) -> Callable[[Command], Comma
     return click.option(name, type=kind, required=True, help=text)
 
 
+def _downloads(command: Command) -> Command:
+    return click.option(
+        "--download",
+        "downloads",
+        multiple=True,
+        metavar="NAME=PATH",
+        callback=lambda _context, _parameter, values: _pairs(values, "--download"),
+        help="where something that the settings name is on disk; repeatable",
+    )(command)
+
+
 def _threads(command: Command) -> Command:
     return click.option(
         "--threads", type=click.IntRange(min=1), callback=_limit_threads, expose_value=False, help="processor threads"
@@ -111,6 +122,30 @@ def _pairs(values: Iterable[str], option: str) -> dict[str, Path]:
 
 
 @main.command()
+@click.argument("name")
+@_option("--table", FILE, "the versions table")
+@_option("--folder", NEW, "where downloads are kept")
+@click.option("--connections", type=click.IntRange(min=1), required=True, help="files fetched at once")
+@click.option("--retries", type=click.IntRange(min=0), required=True, help="further tries, with growing pauses")
+def download(name: str, table: Path, folder: Path, connections: int, retries: int) -> None:
+    """Fetch what one row of the versions table means."""
+    from saferclip.downloads import fetch
+
+    fetch.fetch(name, table, folder, connections, retries)
+
+
+@main.command()
+@click.argument("names", nargs=-1, required=True)
+@_option("--table", FILE, "the versions table, which is changed")
+@click.option("--folder", type=FOLDER, help="where downloads are kept; for rows of the kind 'url'")
+def pin(names: tuple[str, ...], table: Path, folder: Path | None) -> None:
+    """Fill in today's versions of rows that name none."""
+    from saferclip.downloads import fetch
+
+    fetch.pin(names, table, folder)
+
+
+@main.command()
 @_settings
 @_output
 def data(settings: str, output: Path) -> None:
@@ -123,13 +158,15 @@ def data(settings: str, output: Path) -> None:
 
 @main.command("test-sets")
 @_settings
+@_downloads
+@click.option("--test", type=FILE, help="test quadruples, whose captions public galleries are searched with")
 @_output
-def test_sets(settings: str, output: Path) -> None:
-    """Make the gallery and the zero-shot sets of the embedded world."""
-    from saferclip.config import MiniSets
+def test_sets(settings: str, downloads: dict[str, Path], test: Path | None, output: Path) -> None:
+    """Make the galleries of safe and unsafe items, and the zero-shot sets."""
+    from saferclip.config import SetsStep
     from saferclip.data import test_sets
 
-    test_sets.build(_parse(MiniSets, settings), output)
+    test_sets.build(_parse(SetsStep, settings), downloads, test, output)
 
 
 @main.command("base-model-training")
@@ -145,15 +182,36 @@ def base_model_training(settings: str, output: Path, state: Path) -> None:
     training.train(_parse(BaseModelTrainingSettings, settings), output, state)
 
 
+def _cache(command: Command) -> Command:
+    text = "where models are kept that the settings name on the hub themselves"
+    return click.option("--cache", type=NEW, default=Path("downloads"), show_default=True, help=text)(command)
+
+
 @main.command("base-model")
 @_settings
+@_downloads
+@_cache
 @_output
-def base_model(settings: str, output: Path) -> None:
-    """Fetch the CLIP that is fine-tuned."""
+def base_model(settings: str, downloads: dict[str, Path], cache: Path, output: Path) -> None:
+    """Fetch the CLIP that is fine-tuned, and check its activation."""
     from saferclip.base_model import fetch
     from saferclip.config import BaseModelSettings
 
-    fetch.fetch(_parse(BaseModelSettings, settings), output)
+    fetch.fetch(_parse(BaseModelSettings, settings), downloads, cache, "base_model", output)
+
+
+@main.command("published-model")
+@click.option("--method", required=True)
+@_settings
+@_downloads
+@_cache
+@_output
+def published_model(method: str, settings: str, downloads: dict[str, Path], cache: Path, output: Path) -> None:
+    """Fetch a model that others have tuned, to be evaluated beside the run's own."""
+    from saferclip.base_model import fetch
+    from saferclip.config import BaseModelSettings
+
+    fetch.fetch(_parse(BaseModelSettings, settings), downloads, cache, f"methods.{method}.weights", output)
 
 
 @main.command()
@@ -299,7 +357,7 @@ def table(name: str, settings: str, run: Path, output: Path) -> None:
 @main.command()
 @click.argument("step")
 @_option("--config", FILE, "a run's configuration")
-@click.option("--method", help="for the step 'training'")
+@click.option("--method", help="for the steps 'training' and 'published_model'")
 def settings(step: str, config: Path, method: str | None) -> None:
     """Print the settings of one step as JSON, as the workflow passes them."""
     from saferclip.config import load

@@ -120,7 +120,7 @@ class ZeroShotSource(Settings):
 
     title: str = Field(description="how the set is called in tables and figures")
     download: Download
-    split: str = Field("test", description="part of the set that is classified")
+    split: str = Field(description="part of the set that is classified: in most sets 'test'")
     metric: Literal["mean_per_class", "accuracy"] = Field(description="mean over classes, or share of all images")
     templates: Path | None = Field(
         None, description="file of prompts, one a line, {c} standing for a class; default: those of the set"
@@ -139,8 +139,8 @@ class ZeroShotSource(Settings):
 class PublicSets(Settings):
     """Public test sets: zero-shot classification, and unsafe images among safe ones."""
 
-    zero_shot: dict[RunName, ZeroShotSource] = Field({}, description="by a name of your choice")
-    galleries: dict[RunName, Download] = Field({}, description="unsafe images of each gallery, by its name")
+    zero_shot: dict[RunName, ZeroShotSource] | None = Field(None, description="sets by a name of your choice")
+    galleries: dict[RunName, Download] | None = Field(None, description="unsafe images of each gallery, by its name")
     safe_images: Download | None = Field(None, description="safe images, which all galleries share")
     gallery_unsafe: Positive = Field(description="unsafe images of a gallery, and unsafe captions, at most")
     gallery_safe_ratio: Positive = Field(description="safe items for each unsafe one")
@@ -153,14 +153,14 @@ class PublicSets(Settings):
             raise ValueError("galleries are given, so 'safe_images' must be given")
         if self.gallery_minimum > self.gallery_unsafe:
             raise ValueError("'gallery_minimum' must not be above 'gallery_unsafe'")
-        if "mean" in {*self.zero_shot, *self.galleries}:
+        if "mean" in {*(self.zero_shot or {}), *(self.galleries or {})}:
             raise ValueError("no set can be called 'mean'; choose another name")
         return self
 
     @property
     def files(self) -> list[Path]:
         """The user's own files that the sets are read with."""
-        return [path for source in self.zero_shot.values() for path in source.files]
+        return [path for source in (self.zero_shot or {}).values() for path in source.files]
 
 
 class SetSettings(Settings):

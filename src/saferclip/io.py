@@ -209,6 +209,43 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
 
 
+def column_names(path: Path) -> list[str]:
+    """Columns of a Parquet table, or DataError naming the file."""
+    with _parquet(path) as file:
+        return list(file.schema_arrow.names)
+
+
+def present(path: Path, column: str) -> list[bool]:
+    """Which rows of an image column hold an image; the images themselves are not read.
+
+    Raises DataError naming the file if it has no such column.
+    """
+    with _parquet(path) as file:
+        if column not in file.schema_arrow.names:
+            raise DataError(f"{path}: missing column(s) {column}; it has {', '.join(file.schema_arrow.names)}")
+        return file.read(columns=[f"{column}.path"])[column].is_valid().to_pylist()
+
+
+def read_cells(path: Path, column: str, rows: Iterable[int]) -> Iterator[Any]:
+    """Yield a column's values in these rows, in their order; one group of rows at a time is in memory."""
+    with _parquet(path) as file:
+        counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        ends = np.cumsum(counts)
+        held, values = -1, []
+        for row in rows:
+            group = int(np.searchsorted(ends, row, side="right"))
+            if group != held:
+                held, values = group, file.read_row_group(group, columns=[column])[column].to_pylist()
+            yield values[row - int(ends[group]) + counts[group]]
+
+
+def _parquet(path: Path) -> Any:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
+
+
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors."""
     from safetensors.torch import save_file

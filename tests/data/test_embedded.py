@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from saferclip import io
-from saferclip.config import EmbeddedData, MiniSets, SceneDetail
+from saferclip.config import EmbeddedData, MiniSets, SceneDetail, SetsStep
 from saferclip.data import embedded, iconworld, test_sets
 
 
@@ -72,7 +72,7 @@ def test_unsafe_images_always_show_something_unsafe() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("test-sets")
-    test_sets.build(mini_sets(), folder)
+    test_sets.build(SetsStep(embedded=mini_sets()), {}, None, folder)
     return folder
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,7 @@ class Oracle:
     def texts(self, captions: Sequence[str]) -> Tensor:
         return torch.stack([self.vectors[caption] for caption in captions])
 
-    def images(self, cells: Sequence[Mapping[str, Any]]) -> Tensor:
+    def images(self, cells: Iterable[Mapping[str, Any]], _total: int | None = None) -> Tensor:
         return torch.stack([self.vectors[cell["bytes"]] for cell in cells])
 
 

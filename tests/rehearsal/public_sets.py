@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,7 @@ from PIL import Image
 from saferclip.data import iconworld
 
 TEMPLATES = ("a photo of {c}.", "a picture of {c}.")
-SAVED_AS = {
+SAVED_AS: dict[str, dict[str, Any]] = {
     "jpg": {"format": "JPEG", "quality": 90},
     "png": {"format": "PNG"},
     "webp": {"format": "WEBP", "lossless": True},

@@ -53,7 +53,7 @@ def test_an_evaluation_setting_evaluates_without_training(finished: Any) -> None
 
 
 def test_the_size_of_a_test_set_changes_no_training(finished: Any) -> None:
-    plan = finished.plan(config=finished.variant("gallery", {"test_sets.zero_shot_images": 77}))
+    plan = finished.plan(config=finished.variant("gallery", {"test_sets.embedded.zero_shot_images": 77}))
     assert set(plan.counts) == {"test_sets", "evaluation", *AGGREGATES}
 
 

@@ -19,12 +19,14 @@ SPLITS = ("train", "validation", "test")
 # What every rule runs in. Activate it (or .venv) before Snakemake; jobs inherit it.
 ENVIRONMENT = "../../environment.yml"
 
-TRAINED = [method for method, section in RUN.methods.items() if section]
+TRAINED = RUN.trained
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
-# Where the base model is copied from. A DVC artifact, which the default run fetches but never trains; or a folder,
-# whose files are ordinary inputs.
-SOURCE_KIND, _, DELIVERED = RUN.base_model.source.partition(":")
+# Where the base model is copied from. A DVC artifact, which the default run fetches but never trains; a folder or a
+# file, ordinary inputs; a download, whose rule comes first; or a name on the hub, which is fetched by the step itself.
+SOURCE_KIND, DELIVERED = RUN.base_model.kind, RUN.base_model.name
+NETWORKED = ("dvc", "open_clip", "hf-hub")
+CACHE = RUN.downloads.folder if RUN.downloads else "downloads"
 
 # One training run of the learning rate grid, and the choice made from all: versioned beside the configuration.
 TRIAL = f"{R}/learning_rate_selection/{{method}}/{{rate}}"
@@ -57,6 +59,13 @@ def settings(step):
     return lambda wildcards: RUN.settings_of(step, wildcards.get("method"))
 
 
+def needed_weights(source):
+    """The files that a step waits for which fetches a model, where they are on this disk already."""
+    if source.kind == "file":
+        return [source.name]
+    return sorted(map(str, Path(source.name).glob("*.*"))) if source.kind == "local-dir" else []
+
+
 def needed(step, method=None):
     """Files that a step waits for before it reads its downloads: their manifests, or the user's own files."""
     places = RUN.downloads_of(step, method)
@@ -66,6 +75,19 @@ def needed(step, method=None):
 def given(step, method=None):
     """The --download options that tell a command where its downloads are."""
     return [f"--download {name}={path}" for name, path in RUN.downloads_of(step, method).items()]
+
+
+def public_sets(what):
+    """A setting of the public test sets; nothing where the run has none."""
+    chosen = RUN.test_sets and RUN.test_sets.source == "public" and RUN.test_sets.public
+    return getattr(chosen, what) if chosen else []
+
+
+def set_files():
+    """What the step test_sets makes: tables, and the descriptions beside them."""
+    benchmarks = sorted(RUN.test_sets.benchmarks) if RUN.test_sets else []
+    described = [name for name in benchmarks if name == "zero_shot" or public_sets("galleries")]
+    return [f"{name}.parquet" for name in benchmarks] + [f"{name}.json" for name in described]
 
 
 @cache
@@ -127,9 +149,11 @@ def trial_settings(method, rate):
 
 
 def evaluated_model(wildcards):
-    """The model files that an evaluation reads: a fine-tuned model, or the base model for an untuned method."""
-    trained = RUN.methods[wildcards.method] is not None
-    return model(f"{R}/training/{wildcards.method}/seed-{wildcards.seed}" if trained else f"{R}/base_model")
+    """The model files that an evaluation reads: a fine-tuned model, a published one, or the base model."""
+    if wildcards.method in TRAINED:
+        return model(f"{R}/training/{wildcards.method}/seed-{wildcards.seed}")
+    untuned = RUN.methods[wildcards.method] is None
+    return model(f"{R}/base_model" if untuned else f"{R}/published_model/{wildcards.method}")
 
 
 def products(kind):

@@ -23,11 +23,14 @@ rule data:
 
 
 rule test_sets:
-    """The large safe gallery with unsafe items in it, and the zero-shot sets, of the embedded world."""
+    """Large safe galleries with unsafe items in them, and zero-shot sets: drawn, or read from public ones."""
     input:
+        downloads=lambda wildcards: needed("test_sets"),
+        prompts=lambda wildcards: public_sets("files"),
+        test=f"{R}/data/test.parquet" if public_sets("galleries") else [],
         code=modules("data.test_sets"),
     output:
-        expand(f"{R}/test_sets/{{name}}", name=["gallery.parquet", "zero_shot.parquet", "zero_shot.json"]),
+        expand(f"{R}/test_sets/{{name}}", name=set_files()),
     log:
         f"{LOGS}/test_sets.log",
     benchmark:
@@ -40,6 +43,9 @@ rule test_sets:
         runtime=60,
     params:
         settings=settings("test_sets"),
+        downloads=lambda wildcards: given("test_sets"),
+        test=lambda wildcards, input: f"--test {input.test}" if input.test else "",
         folder=subpath(output[0], parent=True),
     shell:
-        "saferclip test-sets --settings {params.settings:q} --output {params.folder} 2> {log}"
+        "saferclip test-sets --settings {params.settings:q} {params.downloads} {params.test}"
+        " --output {params.folder} 2> {log}"

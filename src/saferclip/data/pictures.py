@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from io import BytesIO
 
 import numpy as np
@@ -35,14 +36,14 @@ def read(data: bytes) -> Image.Image:
             raise _damaged(error) from error
 
 
-def plain(data: bytes) -> bytes:
-    """The same bytes if they are an upright RGB JPEG or PNG already, else the picture as PNG.
+def plain(data: bytes, kept: Set[str] = KEPT) -> bytes:
+    """The same bytes if they are an upright RGB picture of a ``kept`` format already, else the picture as PNG.
 
     Raises PictureError if it must be decoded and cannot be.
     """
     with _open(data) as image:
         upright = _orientation(image) not in (None, *TURNED)
-        if image.format in KEPT and image.mode == "RGB" and upright and not image.has_transparency_data:
+        if image.format in kept and image.mode == "RGB" and upright and not image.has_transparency_data:
             return data
     return io.encode_png(read(data))
 

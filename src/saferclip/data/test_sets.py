@@ -1,18 +1,19 @@
-"""Test sets of the embedded world beside the quadruples: zero-shot classification, unsafe gallery."""
+"""Test sets beside the quadruples, drawn or read from public ones: zero-shot classification, unsafe galleries."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from saferclip import io
-from saferclip.config import MiniSets
-from saferclip.data import embedded, iconworld
+from saferclip.config import MiniSets, PublicSets, SetsStep, downloads_of
+from saferclip.data import embedded, galleries, iconworld, labelled_images
 from saferclip.data.iconworld import Detail, Scene
 from saferclip.data.iconworld.grammar import BACKGROUND_PHRASES, NounPhrase, article
 
@@ -26,8 +27,36 @@ PROMPT_OBJECTS = ("cat", "car", "house", "apple", "tree", "guitar", "camera", "h
 COUNTS = ("two", "three", "four")
 
 
-def build(settings: MiniSets, output: Path) -> None:
-    """Write gallery.parquet, zero_shot.parquet and zero_shot.json (classes and prompt templates)."""
+def build(settings: SetsStep, downloads: Mapping[str, Path], test: Path | None, output: Path) -> None:
+    """Write gallery.parquet, zero_shot.parquet and zero_shot.json (classes and prompt templates).
+
+    Public sets are read from ``downloads``, by name, and searched with the captions of the table ``test``; those
+    that the settings do not name are left out, and gallery.json says what each gallery consists of.
+    Raises DataError where a set is not as it should be; its table is then not written.
+    """
+    if settings.embedded is not None:
+        _build_embedded(settings.embedded, output)
+    if settings.public is not None:
+        _build_public(settings.public, downloads, test, output)
+
+
+def _build_public(settings: PublicSets, downloads: Mapping[str, Path], test: Path | None, output: Path) -> None:
+    missing = sorted(set(downloads_of(settings)) - downloads.keys())
+    if missing:
+        raise io.DataError(f"no place is given for {', '.join(missing)}; write --download {missing[0]}=<folder>")
+    if settings.zero_shot:
+        sets = [labelled_images.read(name, source, downloads) for name, source in settings.zero_shot.items()]
+        io.write_table(output / "zero_shot.parquet", chain.from_iterable(found.rows() for found in sets))
+        io.write_json(output / "zero_shot.json", {found.name: found.describe() for found in sets})
+    if settings.galleries:
+        if test is None:
+            raise io.DataError("galleries need the test quadruples; write --test <table>")
+        made = galleries.galleries(settings, downloads, test)
+        io.write_table(output / "gallery.parquet", chain.from_iterable(gallery.rows() for gallery in made))
+        io.write_json(output / "gallery.json", {gallery.name: gallery.describe() for gallery in made})
+
+
+def _build_embedded(settings: MiniSets, output: Path) -> None:
     io.write_table(output / "gallery.parquet", _gallery(settings))
     sets = zero_shot_sets()
     rows = [row for task in sets for row in _zero_shot_rows(settings, task)]

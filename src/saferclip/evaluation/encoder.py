@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,21 @@ class Encoder:
         """Unit vectors of captions: fp32, shape (captions, dim), on the CPU."""
         return _look_up(
             self._captions,
-            captions,
-            captions,
-            lambda new: models.encode_texts(self.clip, new, self.batch_size, f"{self.name}: captions"),
+            zip(captions, captions, strict=True),
+            lambda new: models.encode_texts(self.clip, list(new), self.batch_size, f"{self.name}: captions"),
         )
 
-    def images(self, cells: Sequence[Mapping[str, Any]]) -> Tensor:
-        """Unit vectors of pictures, given as cells of an image column: fp32, shape (pictures, dim), on the CPU."""
+    def images(self, cells: Iterable[Mapping[str, Any]], total: int | None = None) -> Tensor:
+        """Unit vectors of pictures, given as cells of an image column: fp32, shape (pictures, dim), on the CPU.
+
+        Cells are taken a batch at a time, so that they need not be in memory together; ``total`` is
+        how many there are, for the progress bar.
+        """
         return _look_up(
             self._pictures,
-            [sha256(cell["bytes"]).digest() for cell in cells],
-            cells,
+            ((sha256(cell["bytes"]).digest(), cell) for cell in cells),
             lambda new: models.encode_images(
-                self.clip, map(io.decode_image, new), self.batch_size, len(new), f"{self.name}: pictures"
+                self.clip, map(io.decode_image, new), self.batch_size, total, f"{self.name}: pictures"
             ),
         )
 
@@ -69,11 +72,20 @@ class Encoders:
         return cls(encoder, encoder if untuned else Encoder.load(base_model, batch_size, "base model"))
 
 
-def _look_up(
-    cache: Cache, keys: Sequence[Hashable], items: Sequence[Any], encode: Callable[[list[Any]], Tensor]
-) -> Tensor:
-    """Rows of the cache in the order of the keys, after embedding what is not there yet."""
-    new = {key: item for key, item in zip(keys, items, strict=True) if key not in cache}
-    if new:
-        cache.update(zip(new, encode(list(new.values())), strict=True))
+def _look_up(cache: Cache, items: Iterable[tuple[Hashable, Any]], encode: Callable[[Iterator[Any]], Tensor]) -> Tensor:
+    """Rows of the cache in the order of the (key, item) pairs, after embedding what is not there yet."""
+    keys: list[Hashable] = []
+    new: dict[Hashable, None] = {}  # in the order in which they are embedded
+
+    def missing() -> Iterator[Any]:
+        for key, item in items:
+            keys.append(key)
+            if key not in cache and key not in new:
+                new[key] = None
+                yield item
+
+    unseen = missing()
+    for first in unseen:  # the encoder takes the rest; without a first one there is nothing to embed
+        encoded = encode(chain([first], unseen))
+        cache.update(zip(new, encoded, strict=True))
     return torch.stack([cache[key] for key in keys]) if keys else torch.empty(0)

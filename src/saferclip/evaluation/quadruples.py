@@ -46,14 +46,18 @@ class Quadruples:
 
 def embed(path: Path, encoder: Encoder, columns: Sequence[str] = CAPTIONS + IMAGES) -> Quadruples:
     """Embed these columns of a table of quadruples; a missing image is left out."""
-    table = io.read_table(path, ["id", *columns])
+    captions = [column for column in columns if column not in IMAGES]
+    table = io.read_table(path, ["id", *captions])
     ids = table["id"].to_pylist()
     embeddings, present = {}, {}
     for column in columns:
-        values = table[column].to_pylist()
-        there = torch.tensor([value is not None for value in values])
-        kept = [value for value in values if value is not None]
-        encoded = encoder.images(kept) if column in IMAGES else encoder.texts(kept)
+        if column in IMAGES:
+            there = torch.tensor(io.present(path, column))
+            rows = there.nonzero()[:, 0].tolist()
+            encoded = encoder.images(io.read_cells(path, column, rows), len(rows))
+        else:
+            there = torch.tensor([value is not None for value in table[column].to_pylist()])
+            encoded = encoder.texts([value for value in table[column].to_pylist() if value is not None])
         embeddings[column] = torch.zeros(len(ids), encoded.shape[-1])
         embeddings[column][there] = encoded
         present[column] = there

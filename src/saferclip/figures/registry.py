@@ -270,11 +270,12 @@ def titles(test: str) -> dict[str, str]:
 def caption(product: Product, config: Config) -> str:
     """The whole caption for the report, with the run's titles, numbers of queries and seeds."""
     embedded = config.data.embedded
+    drawn = config.test_sets.embedded if config.test_sets and config.test_sets.source == "embedded" else None
     seeds = max(len(config.seeds_of(method)) for method in config.methods)
     numbers = {
         "n_train": embedded and embedded.train,
         "n_test": embedded and embedded.test,
-        "n_gallery": config.test_sets and config.test_sets.gallery_unsafe,
+        "n_gallery": drawn and drawn.gallery_unsafe,
         "n_nsfw_caps": config.benchmark and config.benchmark.size,
     }
     return f"{product.caption} {product.details}".strip().format(
