@@ -143,6 +143,7 @@ class Hub:
     root: Path
     port: int = 0
     any_revision: bool = False  # answer every commit hash with the commit that is there, so that real pins work
+    names: set[str] = field(default_factory=set)  # further hosts that are this hub, for who comes by way of the proxy
     requests: list[Request] = field(default_factory=list)
     faults: dict[str, deque[Fault]] = field(default_factory=lambda: defaultdict(deque))
 
@@ -155,6 +156,7 @@ class Hub:
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Bound)
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
+        self.names.add(f"127.0.0.1:{self.port}")
         self.address = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Hub:
@@ -232,7 +234,7 @@ class Handler(BaseHTTPRequestHandler):
         find = self.server_hub.repository
         target = urlsplit(self.path)
         path, query = unquote(target.path), parse_qs(target.query)
-        if target.scheme and target.netloc != f"127.0.0.1:{self.server_hub.port}":  # asked as a proxy
+        if target.scheme and target.netloc not in self.server_hub.names:  # asked as a proxy for another host
             path = f"/web/{target.netloc}{path}"
         if path.startswith("/web/"):
             self._serve_web(path.removeprefix("/web/"))
