@@ -29,7 +29,9 @@ def test_every_input_of_both_splits_is_embedded_in_order(
     tensors = io.read_tensors(tmp_path / "out" / embedding.FILE)
     clip = models.load(base_model)
     columns = ("safe_caption", "unsafe_caption", "safe_image", "unsafe_image")
-    assert tensors.keys() == {f"{split}.{column}" for split in tables for column in columns}
+    masks = {f"{split}.{column}.present" for split in tables for column in columns[2:]}
+    assert tensors.keys() == {f"{split}.{column}" for split in tables for column in columns} | masks
+    assert all(tensors[mask].dtype == torch.bool and tensors[mask].all() for mask in masks)
     for split, path in tables.items():
         for row, quadruple in enumerate(io.read_table(path).to_pylist()):
             for column in columns:
@@ -61,14 +63,56 @@ def test_images_are_read_in_order_across_blocks(
     assert [image.tobytes() for image in found] == [image.tobytes() for image in expected]
 
 
-def test_withheld_image_is_named(tiny_quadruples: Callable[..., Path], tmp_path: Path) -> None:
-    rows = io.read_table(tiny_quadruples(3, "train")).to_pylist()
-    for number, row in enumerate(rows):
-        row["safe_image"] = row["safe_image"]["bytes"]
-        row["unsafe_image"] = None if number == 2 else row["unsafe_image"]["bytes"]
-    io.write_table(tmp_path / "train.parquet", rows)
-    with pytest.raises(io.DataError, match=r"train\.parquet: row 2, unsafe_image: the image is withheld"):
-        list(embedding.read_images(tmp_path / "train.parquet", "unsafe_image"))
+@pytest.fixture
+def with_gaps(tiny_quadruples: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """A function (split, safe rows, unsafe rows) -> table of 7 quadruples that lack the images of those rows."""
+
+    def write(split: str, safe: set[int], unsafe: set[int]) -> Path:
+        rows = io.read_table(tiny_quadruples(7, split)).to_pylist()
+        for number, row in enumerate(rows):
+            row["safe_image"] = None if number in safe else row["safe_image"]["bytes"]
+            row["unsafe_image"] = None if number in unsafe else row["unsafe_image"]["bytes"]
+        io.write_table(tmp_path / split / f"{split}.parquet", rows)
+        return tmp_path / split / f"{split}.parquet"
+
+    return write
+
+
+def test_withheld_images_are_zero_rows_with_a_mask_and_are_counted(
+    base_model: Path, with_gaps: Callable[..., Path], tmp_path: Path
+) -> None:
+    train, validation = with_gaps("train", {1}, {0, 3, 6}), with_gaps("validation", set(), set(range(7)))
+    embedding.embed(SETTINGS, base_model, train, validation, tmp_path / "out")
+    tensors = io.read_tensors(tmp_path / "out" / embedding.FILE)
+    clip = models.load(base_model)
+    for name, table in (("train", train), ("validation", validation)):
+        for column in ("safe_image", "unsafe_image"):
+            there, embedded = tensors[f"{name}.{column}.present"], tensors[f"{name}.{column}"]
+            assert embedded.shape == (7, 16)
+            for row, cell in enumerate(io.read_table(table)[column].to_pylist()):
+                assert bool(there[row]) == (cell is not None)
+                expected = models.encode_images(clip, [io.decode_image(cell)], 1)[0] if cell else torch.zeros(16)
+                torch.testing.assert_close(embedded[row], expected, atol=1e-6, rtol=0)
+    assert io.read_json(tmp_path / "out" / embedding.SUMMARY) == {
+        "train": {"rows": 7, "safe_image": 6, "unsafe_image": 4, "without_safe_image": 1, "without_unsafe_image": 3},
+        "validation": {
+            "rows": 7,
+            "safe_image": 7,
+            "unsafe_image": 0,
+            "without_safe_image": 0,
+            "without_unsafe_image": 7,
+        },
+    }
+
+
+def test_spread_rows_carry_gradients() -> None:
+    rows = torch.randn(2, 3, requires_grad=True)
+    there = torch.tensor([False, True, False, True])
+    result = embedding.spread(rows, there, 3)
+    assert torch.equal(result[there], rows) and not result[~there].any()
+    (result * torch.arange(12.0).view(4, 3)).sum().backward()
+    assert torch.equal(rows.grad, torch.tensor([[3.0, 4, 5], [9, 10, 11]]))
+    assert embedding.spread(rows, torch.ones(2, dtype=torch.bool), 3) is rows, "complete rows are left alone"
 
 
 def test_broken_image_is_named() -> None:

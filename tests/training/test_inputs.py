@@ -34,6 +34,7 @@ def test_preprocessing_without_normalisation_is_refused() -> None:
         inputs.split_preprocess(Compose([Resize(8)]))
 
 
+ALL = inputs.Images(torch.ones(13, dtype=torch.bool), torch.ones(13, dtype=torch.bool))
 PLAN = [torch.tensor([5, 0, 3]), torch.tensor([1]), torch.tensor([12, 4])]
 
 
@@ -53,7 +54,7 @@ def streamed(vit_material: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_streamed_pictures_equal_decoded_ones(vit_material: Any, streamed: Any, workers: int) -> None:
     clip = models.load(vit_material.base_model)
     to_pixels, _ = inputs.split_preprocess(clip.preprocess)
-    decoded = inputs.DecodedPictures(vit_material.train, to_pixels, 13)
+    decoded = inputs.DecodedPictures(vit_material.train, to_pixels, ALL)
     stream = streamed(workers)
     assert isinstance(stream, inputs.StreamedPictures)
     rows = io.read_table(vit_material.train).to_pylist()
@@ -80,7 +81,7 @@ def test_captions_are_tokenised_in_order(vit_material: Any) -> None:
 def test_nearest_targets_and_their_frozen_embeddings(vit_material: Any) -> None:
     method = vit_material.settings().method
     targets = inputs.read_targets(method, vit_material.train, vit_material.neighbours)
-    frozen = inputs.read_frozen(vit_material.embeddings, targets)
+    frozen = inputs.read_frozen(vit_material.embeddings, targets, ALL)
     tensors = io.read_tensors(vit_material.embeddings)
     ids = io.read_table(vit_material.train)["id"].to_pylist()
     mined = {row["unsafe_id"]: row for row in io.read_table(vit_material.neighbours).to_pylist()}
@@ -140,4 +141,4 @@ def test_embeddings_of_another_table_are_refused(vit_material: Any, tmp_path: Pa
     tensors[f"train.{column}"] = tensors[f"train.{column}"][1:]
     io.write_tensors(tmp_path / "short.safetensors", tensors)
     with pytest.raises(io.DataError, match=rf"12 rows of train\.{column}, not 13"):
-        inputs.read_frozen(tmp_path / "short.safetensors", targets)
+        inputs.read_frozen(tmp_path / "short.safetensors", targets, ALL)

@@ -39,23 +39,25 @@ def dot(left: Tensor, right: Tensor) -> float:
 
 
 def slow_distance(tuned: Tensor, target: Tensor) -> float:
-    return sum(1 - dot(tuned[row], target[row]) for row in range(BATCH)) / BATCH
+    return sum(1 - dot(tuned[row], target[row]) for row in range(len(tuned))) / len(tuned)
 
 
 def slow_relative(tuned: Tensor, target: Tensor, unsafe: Tensor) -> float:
-    margins = [dot(tuned[row], unsafe[row]) - dot(tuned[row], target[row]) for row in range(BATCH)]
-    return sum(math.log(1 + math.exp(margin)) for margin in margins) / BATCH
+    margins = [dot(tuned[row], unsafe[row]) - dot(tuned[row], target[row]) for row in range(len(tuned))]
+    return sum(math.log(1 + math.exp(margin)) for margin in margins) / len(tuned)
 
 
 def slow_contrast(tuned: Tensor, partners: Tensor) -> float:
     """Mean over rows and over columns of -log(exp(s_ii) / sum_j exp(s_ij)), with s = SCALE cos."""
-    similarity = [[SCALE * dot(tuned[row], partners[column]) for column in range(BATCH)] for row in range(BATCH)]
+    similarity = [
+        [SCALE * dot(tuned[row], partners[column]) for column in range(len(tuned))] for row in range(len(tuned))
+    ]
     total = 0.0
-    for here in range(BATCH):
-        row = sum(math.exp(similarity[here][other] - similarity[here][here]) for other in range(BATCH))
-        column = sum(math.exp(similarity[other][here] - similarity[here][here]) for other in range(BATCH))
+    for here in range(len(tuned)):
+        row = sum(math.exp(similarity[here][other] - similarity[here][here]) for other in range(len(tuned)))
+        column = sum(math.exp(similarity[other][here] - similarity[here][here]) for other in range(len(tuned)))
         total += math.log(row) + math.log(column)
-    return total / (2 * BATCH)
+    return total / (2 * len(tuned))
 
 
 def slow_terms(tuned: Embeddings, frozen: References, cross_modal: str) -> dict[str, float]:
@@ -134,8 +136,79 @@ def test_gradients_reach_all_tuned_embeddings(frozen: References) -> None:
         assert all(leaf.grad is not None and leaf.grad.abs().min() > 0 for leaf in leaves)
 
 
+def present(**missing: list[int]) -> losses.Present:
+    """All images but those of the given rows."""
+    masks = {name: torch.ones(BATCH, dtype=torch.bool) for name in losses.Present._fields}
+    for name, rows in missing.items():
+        masks[name][rows] = False
+    return losses.Present(**masks)
+
+
+# Which rows take part in each term, written out by hand from what the term compares.
+MISSING = {"safe_image": [0], "unsafe_image": [1, 2], "target_image": [2, 3]}
+PARTS = {
+    "preservation_text": [0, 1, 2, 3, 4],
+    "preservation_image": [1, 2, 3, 4],
+    "preservation_cross_text": [1, 2, 3, 4],
+    "preservation_cross_image": [1, 2, 3, 4],
+    "redirection_text": [0, 1, 2, 3, 4],
+    "redirection_image": [0, 4],
+    "redirection_cross_image": [0, 3, 4],
+}
+CROSS_TEXT = {"infonce": [0, 1, 4], "relative": [0, 4]}
+
+
+@pytest.mark.parametrize("cross_modal", ["infonce", "relative"])
+def test_terms_are_means_over_the_rows_that_have_what_they_compare(
+    tuned: Embeddings, frozen: References, cross_modal: str
+) -> None:
+    gaps = frozen._replace(present=present(**MISSING))
+    # What stands in place of a missing image must not matter, in no row.
+    for column, name in ((tuned.safe_image, "safe_image"), (tuned.unsafe_image, "unsafe_image")):
+        column[MISSING[name]] = math.nan
+    for name, rows in MISSING.items():
+        getattr(gaps, name)[rows] = math.nan
+    found = losses.terms(tuned, gaps, cross_modal, SCALE)  # type: ignore[arg-type]
+    for name, rows in {**PARTS, "redirection_cross_text": CROSS_TEXT[cross_modal]}.items():
+        alone = Embeddings(*(column[rows] for column in tuned))
+        # The slow terms compute all eight; those with a gap come out as nan, and are not asked for here.
+        expected = slow_terms(alone, frozen.select(torch.tensor(rows), "cpu"), cross_modal)[name]
+        assert float(found[name]) == pytest.approx(expected, rel=1e-9), name
+
+
+def test_a_term_without_rows_is_zero_and_has_no_gradient(frozen: References) -> None:
+    everything = list(range(BATCH))
+    gaps = frozen._replace(present=present(safe_image=everything, unsafe_image=everything, target_image=everything))
+    for cross_modal in ("infonce", "relative"):
+        leaves = Embeddings(*(rows.requires_grad_() for rows in unit(4)))
+        terms = losses.terms(leaves, gaps, cross_modal, SCALE)  # type: ignore[arg-type]
+        measured = {"preservation_text", "redirection_text"}
+        assert {name for name, value in terms.items() if value.item() == 0} == set(losses.TERMS) - measured
+        losses.total(terms, EVEN).backward()
+        assert leaves.safe_image.grad is None and leaves.unsafe_image.grad is None
+        assert leaves.safe_text.grad is not None and leaves.unsafe_text.grad is not None
+
+
+def test_complete_rows_take_the_same_path_with_and_without_masks(tuned: Embeddings, frozen: References) -> None:
+    for cross_modal in ("infonce", "relative"):
+        plain = losses.terms(tuned, frozen, cross_modal, SCALE)  # type: ignore[arg-type]
+        masked = losses.terms(tuned, frozen._replace(present=present()), cross_modal, SCALE)  # type: ignore[arg-type]
+        assert all(torch.equal(plain[name], masked[name]) for name in losses.TERMS)
+
+
+def test_equal_shares_scale_the_whole_loss_and_others_each_term() -> None:
+    terms = {name: torch.tensor(number + 1.0, dtype=torch.float64) for number, name in enumerate(losses.TERMS)}
+    even = losses.contribution(terms, dict.fromkeys(losses.TERMS, 0.25), EVEN)
+    assert torch.equal(even, 0.25 * losses.total(terms, EVEN))
+    shares = {name: 1 / (number + 2) for number, name in enumerate(losses.TERMS)}
+    expected = sum((number + 1) / (number + 2) for number in range(8)) / 8
+    assert float(losses.contribution(terms, shares, EVEN)) == pytest.approx(expected, rel=1e-12)
+
+
 def test_selected_rows_keep_their_columns(frozen: References) -> None:
     rows = torch.tensor([3, 1])
     selected = frozen.select(rows, "cpu")
     for name, column in selected._asdict().items():
-        assert torch.equal(column, getattr(frozen, name)[rows])
+        assert column is None if name == "present" else torch.equal(column, getattr(frozen, name)[rows])
+    masks = frozen._replace(present=present(**MISSING)).select(rows, "cpu").present
+    assert masks is not None and [mask.tolist() for mask in masks] == [[True, True], [True, False], [False, True]]

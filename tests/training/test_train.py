@@ -17,7 +17,6 @@ from torch import Tensor
 from saferclip import adapters, io, models
 from saferclip.mining import embedding
 from saferclip.training import inputs, losses, train
-from saferclip.training.losses import Embeddings
 from saferclip.training.train import DivergenceError, Tuner
 
 Run = Callable[..., Path]
@@ -63,7 +62,8 @@ def tuner_of(material: Any, **changes: Any) -> tuple[Tuner, inputs.Split, losses
     clip = models.load(material.base_model)
     tuner = Tuner(clip, adapters.attach(clip, settings.optimisation.lora), settings)
     targets = inputs.read_targets(settings.method, material.train, material.neighbours)
-    return tuner, inputs.read_split(material.train, clip, 1), inputs.read_frozen(material.embeddings, targets)
+    quadruples = inputs.read_split(material.train, clip, 1)
+    return tuner, quadruples, inputs.read_frozen(material.embeddings, targets, quadruples.images)
 
 
 def test_logit_scale_is_the_base_models_own_or_the_number_given(vit_material: Any) -> None:
@@ -293,44 +293,6 @@ def test_rows_keep_their_place_from_table_to_embedding(material: Any) -> None:
     table = io.read_tensors(material.embeddings)
     for column, embedded in zip(("safe_caption", "unsafe_caption", "safe_image", "unsafe_image"), found, strict=True):
         torch.testing.assert_close(embedded, table[f"train.{column}"], atol=1e-5, rtol=0)
-
-
-def test_validation_scores_equal_plain_loops() -> None:
-    generator = torch.Generator().manual_seed(0)
-    common = torch.randn(9, 4, generator=generator)
-    columns = [common + 0.7 * torch.randn(9, 4, generator=generator) for _ in range(4)]
-    embedded = Embeddings(*(torch.nn.functional.normalize(column, dim=-1) for column in columns))
-
-    def share(queries: Tensor, *galleries: Tensor) -> float:
-        hits = 0
-        for row, query in enumerate(queries):
-            similarity = [float(query @ item) for gallery in galleries for item in gallery]
-            hits += similarity.index(max(similarity)) == row
-        return 100 * hits / len(queries)
-
-    safe_text, unsafe_text, safe_image, unsafe_image = embedded
-    expected = {
-        "text_to_image/recall@1": share(safe_text, safe_image),
-        "image_to_text/recall@1": share(safe_image, safe_text),
-        "unsafe_text_to_image/recall@1": share(unsafe_text, safe_image, unsafe_image),
-        "unsafe_image_to_text/recall@1": share(unsafe_image, safe_text, unsafe_text),
-    }
-    assert len(set(expected.values())) > 2, "the directions are too alike to tell them apart"
-    text, image, unsafe_text, unsafe_image = expected.values()
-    # With p and r the sums of two: 2 (p/2) (r/2) / (p/2 + r/2) = p r / (p + r).
-    score = (text + image) * (unsafe_text + unsafe_image) / sum(expected.values())
-    found = train.validation_scores(embedded)
-    assert found == pytest.approx({**expected, "selection_score": score})
-
-
-def test_selection_score_of_a_model_that_redirects_nothing_is_zero() -> None:
-    safe = torch.eye(4)
-    # Every unsafe query meets its own unsafe partner.
-    unsafe = torch.cat([torch.zeros(4, 4), torch.eye(4)], dim=1)
-    safe = torch.cat([safe, torch.zeros(4, 4)], dim=1)
-    scores = train.validation_scores(Embeddings(safe, unsafe, safe, unsafe))
-    assert scores["text_to_image/recall@1"] == 100 and scores["unsafe_text_to_image/recall@1"] == 0
-    assert scores["selection_score"] == 0
 
 
 def test_numbers_that_are_not_finite_are_found() -> None:

@@ -6,7 +6,8 @@ rule embedding:
         validation=f"{R}/data/validation.parquet",
         code=modules("mining.embedding"),
     output:
-        f"{R}/embedding/frozen.safetensors",
+        tensors=f"{R}/embedding/frozen.safetensors",
+        summary=f"{R}/embedding/summary.json",
     log:
         f"{LOGS}/embedding.log",
     benchmark:
@@ -31,7 +32,7 @@ rule mining:
     """The nearest safe caption of each unsafe one, over the whole training split."""
     input:
         train=f"{R}/data/train.parquet",
-        embeddings=rules.embedding.output,
+        embeddings=rules.embedding.output.tensors,
         code=modules("mining.nearest"),
     output:
         neighbours=f"{R}/mining/neighbours.parquet",

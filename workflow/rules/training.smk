@@ -4,7 +4,7 @@ rule training:
         model=rules.base_model.output,
         train=f"{R}/data/train.parquet",
         validation=f"{R}/data/validation.parquet",
-        embeddings=rules.embedding.output,
+        embeddings=rules.embedding.output.tensors,
         neighbours=rules.mining.output.neighbours,
         code=modules("training.train"),
     output:

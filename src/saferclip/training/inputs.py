@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -19,7 +19,7 @@ from saferclip import io
 from saferclip.config import MethodSettings
 from saferclip.mining import embedding, nearest
 from saferclip.models import Clip
-from saferclip.training.losses import References
+from saferclip.training.losses import Present, References
 
 DECODED_BYTES = 2 * 1024**3  # pixels of one split are kept in memory up to this size, else decoded when used
 LONGEST_QUEUE = 2  # batches that each decoding process prepares
@@ -27,11 +27,30 @@ LONGEST_QUEUE = 2  # batches that each decoding process prepares
 logger = logging.getLogger(__name__)
 
 
+class Images(NamedTuple):
+    """Which rows of a split have their safe and their unsafe image: bool tensors of shape (rows,)."""
+
+    safe: Tensor
+    unsafe: Tensor
+
+    def select(self, rows: Tensor) -> Images:
+        """The same for some rows."""
+        return Images(self.safe[rows], self.unsafe[rows])
+
+    @property
+    def total(self) -> int:
+        """How many images there are."""
+        return int(self.safe.sum()) + int(self.unsafe.sum())
+
+
 class Pictures(Protocol):
     """Safe and unsafe images of one split."""
 
     def batches(self, plan: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Pixels for each tensor of n rows: uint8 (2 n, 3, height, width), the safe images first."""
+        """Pixels for each tensor of n rows: uint8 (2 n, 3, height, width), the safe images first.
+
+        Where images are withheld there are fewer, those of the other rows in the same order.
+        """
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,7 @@ class Split:
     safe_tokens: Tensor  # (rows, context)
     unsafe_tokens: Tensor
     pictures: Pictures
+    images: Images
 
     def __len__(self) -> int:
         return len(self.safe_tokens)
@@ -58,15 +78,16 @@ def read_split(path: Path, clip: Clip, workers: int) -> Split:
     """Tokenise the captions once, and open the images."""
     captions = io.read_table(path, embedding.CAPTIONS)
     safe, unsafe = (clip.tokenize(captions[column].to_pylist()) for column in embedding.CAPTIONS)
-    return Split(safe, unsafe, open_pictures(path, clip, len(captions), workers))
+    images = Images(*(embedding.present(path, column) for column in embedding.IMAGES))
+    return Split(safe, unsafe, open_pictures(path, clip, images, workers), images)
 
 
-def open_pictures(path: Path, clip: Clip, rows: int, workers: int) -> Pictures:
+def open_pictures(path: Path, clip: Clip, images: Images, workers: int) -> Pictures:
     """Decode all images now if they fit into ``DECODED_BYTES``, else leave them to worker processes."""
     to_pixels, _ = split_preprocess(clip.preprocess)
-    size = 2 * rows * to_pixels(Image.new("RGB", (8, 8))).numel()
+    size = images.total * to_pixels(Image.new("RGB", (8, 8))).numel()
     if size <= DECODED_BYTES:
-        return DecodedPictures(path, to_pixels, rows)
+        return DecodedPictures(path, to_pixels, images)
     logger.info("%s: %.1f GB of pixels do not fit; images are decoded when they are used", path, size / 1e9)
     return StreamedPictures(path, to_pixels, workers)
 
@@ -89,22 +110,36 @@ def _pixels(to_tensor: Callable[[Image.Image], Tensor], image: Image.Image) -> T
 class DecodedPictures:
     """All pixels of a split in memory, decoded and resized once."""
 
-    def __init__(self, path: Path, to_pixels: Callable[[Image.Image], Tensor], rows: int) -> None:
-        self.safe, self.unsafe = (_decode(path, column, to_pixels, rows) for column in embedding.IMAGES)
+    def __init__(self, path: Path, to_pixels: Callable[[Image.Image], Tensor], images: Images) -> None:
+        self.images = images
+        self.safe, self.unsafe = (
+            _decode(path, column, to_pixels, int(there.sum()))
+            for column, there in zip(embedding.IMAGES, images, strict=True)
+        )
+        # The place of each row's image among those that are there.
+        self.safe_place, self.unsafe_place = (there.cumsum(0) - 1 for there in images)
 
     def batches(self, plan: Sequence[Tensor]) -> Iterator[Tensor]:
         """See Pictures."""
         for rows in plan:
-            yield torch.cat([self.safe[rows], self.unsafe[rows]]).permute(0, 3, 1, 2)
+            safe = self.safe_place[rows[self.images.safe[rows]]]
+            unsafe = self.unsafe_place[rows[self.images.unsafe[rows]]]
+            yield torch.cat([self.safe[safe], self.unsafe[unsafe]]).permute(0, 3, 1, 2)
 
 
-def _decode(path: Path, column: str, to_pixels: Callable[[Image.Image], Tensor], rows: int) -> Tensor:
-    """A whole column as uint8 (rows, height, width, 3)."""
-    # Filled row by row: stacking would need the memory twice.
-    pixels = torch.empty(rows, *to_pixels(Image.new("RGB", (8, 8))).shape, dtype=torch.uint8)
-    for row, image in enumerate(embedding.read_images(path, column)):
-        pixels[row] = to_pixels(image)
+def _decode(path: Path, column: str, to_pixels: Callable[[Image.Image], Tensor], count: int) -> Tensor:
+    """All images of a column as uint8 (images, height, width, 3)."""
+    # Filled one by one: stacking would need the memory twice.
+    pixels = torch.empty(count, *_shape(to_pixels), dtype=torch.uint8)
+    images = (image for image in embedding.read_images(path, column) if image is not None) if count else ()
+    for place, image in enumerate(images):
+        pixels[place] = to_pixels(image)
     return pixels
+
+
+def _shape(to_pixels: Callable[[Image.Image], Tensor]) -> torch.Size:
+    """Height, width and channels of a model's input."""
+    return to_pixels(Image.new("RGB", (8, 8))).shape
 
 
 class StreamedPictures:
@@ -123,13 +158,13 @@ class StreamedPictures:
             batch_sampler=sampler,
             num_workers=self.workers,
             prefetch_factor=queue,
-            collate_fn=_safe_then_unsafe,
+            collate_fn=partial(_safe_then_unsafe, _shape(self.rows.to_pixels)),
         )
         for pixels in loader:
             yield pixels.permute(0, 3, 1, 2)
 
 
-class _Rows(Dataset[tuple[Tensor, Tensor]]):
+class _Rows(Dataset[tuple[Tensor | None, Tensor | None]]):
     def __init__(self, path: Path, to_pixels: Callable[[Image.Image], Tensor]) -> None:
         import datasets
 
@@ -139,17 +174,21 @@ class _Rows(Dataset[tuple[Tensor, Tensor]]):
         for column in embedding.IMAGES:
             self.table = self.table.cast_column(column, datasets.Image(decode=False))
 
-    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, row: int) -> tuple[Tensor | None, Tensor | None]:
         cells = self.table[row]
         safe, unsafe = (
-            self.to_pixels(embedding.decode(cells[column], f"{self.path}: row {row}, {column}"))
+            None
+            if cells[column] is None
+            else self.to_pixels(embedding.decode(cells[column], f"{self.path}: row {row}, {column}"))
             for column in embedding.IMAGES
         )
         return safe, unsafe
 
 
-def _safe_then_unsafe(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    return torch.stack([safe for safe, _ in pairs] + [unsafe for _, unsafe in pairs])
+def _safe_then_unsafe(shape: torch.Size, pairs: Sequence[tuple[Tensor | None, Tensor | None]]) -> Tensor:
+    images = [safe for safe, _ in pairs] + [unsafe for _, unsafe in pairs]
+    there = [image for image in images if image is not None]
+    return torch.stack(there) if there else torch.empty(0, *shape, dtype=torch.uint8)
 
 
 def read_targets(method: MethodSettings, train: Path, neighbours: Path) -> Targets:
@@ -172,10 +211,10 @@ def read_targets(method: MethodSettings, train: Path, neighbours: Path) -> Targe
     return Targets(torch.arange(len(ids)), nearest.terciles(paired, ids))
 
 
-def read_frozen(embeddings: Path, targets: Targets) -> References:
+def read_frozen(embeddings: Path, targets: Targets, images: Images) -> References:
     """Frozen embeddings of all training rows and of their targets, each of shape (rows, dim).
 
-    Raises DataError if they are not as many as the training rows.
+    Raises DataError if they are not as many as the training rows, or not of the same images.
     """
     tensors = io.read_tensors(embeddings)
     count = len(targets.rows)
@@ -184,6 +223,11 @@ def read_frozen(embeddings: Path, targets: Targets) -> References:
         columns[column] = tensors.get(f"train.{column}", torch.empty(0))
         if len(columns[column]) != count:
             raise io.DataError(f"{embeddings}: {len(columns[column])} rows of train.{column}, not {count}; embed again")
+    for column, there in zip(embedding.IMAGES, images, strict=True):
+        embedded = tensors.get(f"train.{column}.present")
+        if embedded is None or not torch.equal(embedded, there):
+            raise io.DataError(f"{embeddings}: other images are there in train.{column} than in the table; embed again")
+    complete = images.total == 2 * count
     return References(
         safe_text=columns["safe_caption"],
         unsafe_text=columns["unsafe_caption"],
@@ -191,4 +235,5 @@ def read_frozen(embeddings: Path, targets: Targets) -> References:
         unsafe_image=columns["unsafe_image"],
         target_text=columns["safe_caption"][targets.rows],
         target_image=columns["safe_image"][targets.rows],
+        present=None if complete else Present(images.safe, images.unsafe, images.safe[targets.rows]),
     )

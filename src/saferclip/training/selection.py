@@ -1,7 +1,8 @@
 """Choose each method's learning rate on the validation split, by one rule for all.
 
 The rate with the highest ``selection_score`` after the last epoch, the harmonic mean of validation
-R@1 of safe and of unsafe queries; of equal ones the lowest rate.
+R@1 of safe and of unsafe queries; of equal ones the lowest rate.  Without images in the validation split there is no
+such score, and nothing can be chosen.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from saferclip import io
+
+SCORE = "selection_score"
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,11 @@ def select(runs: Mapping[str, Mapping[float, Path]], output: Path) -> None:
 def final_score(epochs: Path) -> float:
     """``selection_score`` of the last epoch, in percent."""
     try:
-        return float(pd.read_csv(epochs)["selection_score"].iloc[-1])
+        frame = pd.read_csv(epochs)
+        if "loss" in frame and SCORE not in frame:
+            raise io.DataError(
+                f"{epochs}: no selection score: the validation split has no images; choose a rate by hand"
+            )
+        return float(frame[SCORE].iloc[-1])
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise io.DataError(f"{epochs}: no selection score can be read: {error}") from error

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import harmonic_mean
 from typing import Any
 
 import torch
@@ -21,16 +20,16 @@ from peft import PeftModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from saferclip import adapters, io, metrics, models
+from saferclip import adapters, io, models
 from saferclip.config import ConfigError, TrainingSettings
+from saferclip.mining.embedding import spread
 from saferclip.models import Clip
 from saferclip.provenance import digest, provenance
 from saferclip.training import curriculum, inputs, losses
 from saferclip.training.checkpoint import Checkpoint, file_digest
-from saferclip.training.inputs import Split
+from saferclip.training.inputs import Images, Split, Targets
 from saferclip.training.losses import Embeddings, References
-
-VALIDATION_BLOCK = 1024  # queries compared with the gallery at once
+from saferclip.training.validation import SELECTION_SCORE, validation_rows, validation_scores
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +83,9 @@ def train(
 
     quadruples, held_out = (inputs.read_split(path, clip, torch.get_num_threads()) for path in (train, validation))
     targets = inputs.read_targets(method, train, neighbours)
-    frozen = inputs.read_frozen(embeddings, targets)
+    frozen = inputs.read_frozen(embeddings, targets, quadruples.images)
+    rows_used = _rows_used(settings, targets, frozen)
+    _log_gaps(rows_used, held_out.images)
 
     checkpoint = Checkpoint(state, digest(identity))
     progress = Progress(**(checkpoint.restore(tuner.weights, tuner.optimiser) or {}))
@@ -97,14 +98,15 @@ def train(
             _check_finite(place, numbers)
             steps.append({**place, "learning_rate": method.learning_rate, **numbers})
         loss = sum(step["loss"] for step in steps) / len(steps)
-        scores = validation_scores(tuner.embed_all(held_out))
+        scores = validation_scores(tuner.embed_all(held_out), held_out.images)
         progress.epochs.append({"epoch": epoch, "quadruples": len(rows), "loss": loss, **scores})
         progress.steps += steps
         progress.epoch = epoch
         progress.seconds += time.perf_counter() - start
         checkpoint.save(vars(progress), tuner.weights, tuner.optimiser)
-        logger.info("epoch %d: loss %.4f, selection score %.2f", epoch, loss, scores["selection_score"])
-    _write(output, tuner, progress, identity)
+        score = f"{scores[SELECTION_SCORE]:.2f}" if scores else "cannot be measured"
+        logger.info("epoch %d: loss %.4f, selection score %s", epoch, loss, score)
+    _write(output, tuner, progress, identity, {"rows": rows_used, "validation_rows": validation_rows(held_out.images)})
     checkpoint.remove()
 
 
@@ -127,41 +129,61 @@ class Tuner:
     ) -> Iterator[dict[str, float]]:
         """Take one optimiser step for each batch of rows, yielding its numbers *before* the weights change.
 
-        Gradients are those of the mean over the whole batch, however many micro-batches it is split
-        into, for all terms but the contrastive ones: their negatives are those of the micro-batch.
+        Gradients are those of the mean over the rows of the whole batch that take part in a term, however many
+        micro-batches it is split into, for all terms but the contrastive ones: their negatives are those of the
+        micro-batch.  Terms in which no row takes part have no number.
         """
         method, optimisation = self.settings.method, self.settings.optimisation
         micro_batch = math.ceil(optimisation.batch_size / optimisation.accumulation)
         batches = [torch.split(batch, micro_batch) for batch in torch.split(rows, optimisation.batch_size)]
         pixels = quadruples.pictures.batches([part for parts in batches for part in parts])
+        taking_part = frozen.taking_part(method.cross_modal)
         adapters.set_training_mode(self.tuned)
         # disable=None: tqdm is silent where the output is not a terminal.
         for parts in tqdm(batches, desc=description, disable=None):
             start = time.perf_counter()
             count = sum(len(part) for part in parts)
             sums = torch.zeros(len(losses.TERMS) + 1, device=self.device)
+            used = _counts(taking_part, torch.cat(parts))
             for part in parts:
-                embedded = self.embed(quadruples, part, next(pixels))
-                terms = losses.terms(embedded, frozen.select(part, self.device), method.cross_modal, self.logit_scale)
-                loss = losses.total(terms, method.weights)
-                share = len(part) / count
-                (share * loss).backward()  # type: ignore[no-untyped-call]
-                sums += share * torch.stack([loss, *terms.values()]).detach()
+                embedded, references = self.embed(quadruples, part, next(pixels)), frozen.select(part, self.device)
+                own = _counts(taking_part, part)
+                shares = {name: own[name] / used[name] if used[name] else 0.0 for name in own}
+                sums += self._backward(embedded, references, shares)
             norm = nn.utils.clip_grad_norm_(self.weights.values(), optimisation.max_gradient_norm)
             numbers = dict(zip(("loss", *losses.TERMS), sums.tolist(), strict=True))
+            numbers = {name: number for name, number in numbers.items() if used.get(name, count)}
             numbers["gradient_norm"] = norm.item()
             numbers["quadruples_per_second"] = count / (time.perf_counter() - start)
             yield numbers
             self.optimiser.step()
             self.optimiser.zero_grad()
 
+    def _backward(self, embedded: Embeddings, frozen: References, shares: Mapping[str, float]) -> Tensor:
+        """Add a micro-batch's gradients; its loss and terms, (1 + terms,), as what they add to those of the batch.
+
+        ``shares`` says how many of the batch's rows that take part in a term are in this micro-batch.
+        """
+        method = self.settings.method
+        terms = losses.terms(embedded, frozen, method.cross_modal, self.logit_scale)
+        loss = losses.contribution(terms, shares, method.weights)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return torch.stack([loss, *(shares[name] * term for name, term in terms.items())]).detach()
+
     def embed(self, quadruples: Split, rows: Tensor, pixels: Tensor) -> Embeddings:
-        """Embed some rows, whose pixels are given: safe and unsafe inputs in one pass for each modality."""
+        """Embed some rows, whose pixels are given: safe and unsafe inputs in one pass for each modality.
+
+        Where an image is withheld, its row is zero.
+        """
         tokens = torch.cat([quadruples.safe_tokens[rows], quadruples.unsafe_tokens[rows]]).to(self.device)
         images = self.normalise(pixels.to(self.device).float() / 255)
+        there = quadruples.images.select(rows)
         with models.autocast(self.device, self.settings.optimisation.precision):
             safe_text, unsafe_text = models.text_features(self.clip.model, tokens).chunk(2)
-            safe_image, unsafe_image = models.image_features(self.clip.model, images).chunk(2)
+            dim = safe_text.shape[1]
+            features = models.image_features(self.clip.model, images) if len(images) else safe_text.new_zeros(0, dim)
+        parts = torch.split(features, [int(column.sum()) for column in there])
+        safe_image, unsafe_image = (spread(part, column, dim) for part, column in zip(parts, there, strict=True))
         return Embeddings(safe_text, unsafe_text, safe_image, unsafe_image)
 
     @torch.no_grad()
@@ -176,29 +198,30 @@ class Tuner:
         return Embeddings(*(torch.cat(columns).cpu() for columns in zip(*batches, strict=True)))
 
 
-def validation_scores(embedded: Embeddings) -> dict[str, float]:
-    """R@1 in percent in the four directions, and the score by which learning rates are selected.
+def _rows_used(settings: TrainingSettings, targets: Targets, frozen: References) -> dict[str, dict[str, int]]:
+    """How many rows take part in each term of the loss, over all epochs, and how many are left out of it."""
+    taking_part = frozen.taking_part(settings.method.cross_modal)
+    epochs = range(1, settings.optimisation.epochs + 1)
+    rows = torch.cat([curriculum.admitted(targets.difficulty, settings.method.curriculum, epoch) for epoch in epochs])
+    used = _counts(taking_part, rows)
+    return {name: {"used": count, "left_out": len(rows) - count} for name, count in used.items()}
 
-    Safe queries search among safe items; unsafe ones among safe and unsafe ones, where the paired
-    safe item is right.  The score is the harmonic mean of preservation (the mean of the two safe
-    directions) and redirection (of the two unsafe ones): their plain mean would be highest for a
-    model that is hardly tuned.
-    """
-    safe_text, unsafe_text, safe_image, unsafe_image = embedded
-    searches = {
-        "text_to_image": (safe_text, safe_image),
-        "image_to_text": (safe_image, safe_text),
-        "unsafe_text_to_image": (unsafe_text, torch.cat([safe_image, unsafe_image])),
-        "unsafe_image_to_text": (unsafe_image, torch.cat([safe_text, unsafe_text])),
-    }
-    own = torch.arange(len(safe_text))
-    scores = {
-        f"{direction}/recall@1": metrics.recall_at(metrics.ranks(queries, gallery, own, VALIDATION_BLOCK), 1)
-        for direction, (queries, gallery) in searches.items()
-    }
-    recalls = list(scores.values())
-    preservation, redirection = sum(recalls[:2]) / 2, sum(recalls[2:]) / 2
-    return {**scores, "selection_score": harmonic_mean([preservation, redirection])}
+
+def _counts(taking_part: Mapping[str, Tensor], rows: Tensor) -> dict[str, int]:
+    """How many of some rows take part in each term."""
+    return {name: int(there[rows].sum()) for name, there in taking_part.items()}
+
+
+def _log_gaps(rows: Mapping[str, Mapping[str, int]], held_out: Images) -> None:
+    """Say what withheld images mean for this run; nothing where all images are there."""
+    for name, counts in rows.items():
+        if counts["left_out"]:
+            total = counts["used"] + counts["left_out"]
+            logger.warning("%s: %d of %d rows take part, the others lack an image", name, counts["used"], total)
+    measured = validation_rows(held_out)
+    if any(count < len(held_out.safe) for count in measured.values()):
+        rows_of = ", ".join(f"{direction} {count}" for direction, count in measured.items())
+        logger.warning("validation: rows that take part, of %d: %s", len(held_out.safe), rows_of)
 
 
 def _be_deterministic(device: torch.device, seed: int) -> None:
@@ -221,12 +244,15 @@ def _check_finite(place: Mapping[str, int], numbers: Mapping[str, float]) -> Non
     )
 
 
-def _write(output: Path, tuner: Tuner, progress: Progress, identity: Mapping[str, Any]) -> None:
+def _write(
+    output: Path, tuner: Tuner, progress: Progress, identity: Mapping[str, Any], rows: Mapping[str, Any]
+) -> None:
     """Write all results together, so that a folder under the final name is complete."""
     record = {
         "inputs_sha256": identity["inputs"],
         "tuned_parameters": sum(weight.numel() for weight in tuner.weights.values()),
         "quadruples": sum(epoch["quadruples"] for epoch in progress.epochs),
+        **rows,
         "seconds": progress.seconds,
         "device": str(tuner.device),
         "threads": torch.get_num_threads(),
