@@ -106,11 +106,11 @@ def _labels(path: Path) -> dict[str, dict[str, bytes]]:
 
 def _member(name: str) -> Member | None:
     """Key and field of a file, or None for one that is passed over."""
-    folder, _, file = name.rpartition("/")
+    file = name.rpartition("/")[2]
     stem, dot, field = file.partition(".")
     if not dot or not stem or stem.startswith("__"):
         return None
-    return Member(f"{folder}/{stem}" if folder else stem, field)
+    return Member(name.removesuffix(f".{field}"), field)
 
 
 def _problem(key: str, fields: dict[str, bytes], classes: int) -> str | None:
