@@ -7,7 +7,7 @@ if RUN.downloads:
     rule download:
         """Fetch one row of the table of downloads. The only rule that needs a network, so it stays on the login node."""
         input:
-            code=modules("downloads"),
+            code=modules("downloads.fetch"),
         output:
             # The manifest alone: Snakemake deletes the outputs of a failed job, and half a download is worth keeping.
             f"{RUN.downloads.folder}/{{download}}.json",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import tempfile
 from pathlib import Path
 
 from saferclip.downloads import fetch, table
@@ -31,14 +29,5 @@ def fetch_model(repository: str, revision: str, folder: Path, weights: tuple[str
 
 
 def _fetch(name: str, repository: str, revision: str, patterns: tuple[str, ...], folder: Path) -> None:
-    """Fetch by a versions table of one row."""
-    row = dict.fromkeys(table.COLUMNS, "")
-    row |= {"name": name, "kind": "hf-model", "source": repository, "revision": revision, "licence": "unknown"}
-    row["files"] = ";".join(patterns)
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, "versions.csv")
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, table.COLUMNS)
-            writer.writeheader()
-            writer.writerow(row)
-        fetch.fetch(name, path, folder, CONNECTIONS, RETRIES)
+    row = table.row(name=name, kind="hf-model", source=repository, revision=revision, files=patterns, licence="unknown")
+    fetch.fetch_row(row, folder, CONNECTIONS, RETRIES)

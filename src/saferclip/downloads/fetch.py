@@ -19,18 +19,23 @@ def fetch(name: str, table_path: Path, folder: Path, connections: int, retries: 
     Something that is complete already is left alone; something interrupted goes on. Raises DataError for a wrong
     table and DownloadError, each saying what to do.
     """
+    row = table.find(table_path, name)
+    _warn_unless_pinned(row, table_path)
+    fetch_row(row, folder, connections, retries)
+
+
+def fetch_row(row: Row, folder: Path, connections: int, retries: int) -> None:
+    """Fetch what a row means, whatever table it stands in, if any; otherwise as ``fetch``."""
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # public, but not listed
 
-    row = table.find(table_path, name)
     if row.kind == "folder":
         raise DownloadError(
-            f"{name}: only you can supply it: {row.source}. Ask for it at {row.terms}, "
-            f"and set downloads.local.{name} in the configuration to its place on disk"
+            f"{row.name}: only you can supply it: {row.source}. Ask for it at {row.terms}, "
+            f"and set downloads.local.{row.name} in the configuration to its place on disk"
         )
-    _warn_unless_pinned(row, table_path)
-    place = folder / name
+    place = folder / row.name
     place.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(folder / f".{name}.lock"):  # runs share the folder
+    with WeakFileLock(folder / f".{row.name}.lock"):  # runs share the folder
         _fetch(row, place, connections, retries)
 
 
@@ -56,7 +61,7 @@ def _fetch_url(row: Row, place: Path, retries: int) -> Manifest:
 
 def _warn_unless_pinned(row: Row, table_path: Path) -> None:
     cell = "revision" if row.kind in HUB_KINDS else "sha256"
-    if not getattr(row, cell):
+    if row.kind != "folder" and not getattr(row, cell):
         LOG.warning(
             "%s: %s names no %s for '%s', so its content may change; `saferclip pin %s` fills it in",
             *(row.source, table_path, cell, row.name, row.name),

@@ -33,17 +33,21 @@ class Row(BaseModel):
         description="a repository of the Hugging Face Hub, one file on the web, or what only the user can supply"
     )
     source: str = Field(description="hub: organisation/name; url: the address; folder: what it is, in words")
-    revision: str = Field("", pattern=r"^([0-9a-f]{40})?$", description="hub: commit; empty: main, whatever it is")
-    sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$", description="url: hash of the file; empty: not checked")
+    revision: str = Field(
+        default="", pattern=r"^([0-9a-f]{40})?$", description="hub: commit; empty: main, whatever it is"
+    )
+    sha256: str = Field(
+        default="", pattern=r"^([0-9a-f]{64})?$", description="url: hash of the file; empty: not checked"
+    )
     bytes: Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(lambda value: value or None)] = Field(
-        None, description="expected size; a file of a url must have exactly that"
+        default=None, description="expected size; a file of a url must have exactly that"
     )
     files: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = Field(
-        (), description="hub: glob patterns with ';' between them; empty: all files"
+        default=(), description="hub: glob patterns with ';' between them; empty: all files"
     )
     licence: str = Field(min_length=1, description="under which the source offers it")
-    terms: str = Field("", description="where to read the terms, or to ask for access")
-    note: str = Field("", description="for people")
+    terms: str = Field(default="", description="where to read the terms, or to ask for access")
+    note: str = Field(default="", description="for people")
 
     @model_validator(mode="after")
     def _right_for_its_kind(self) -> Row:
@@ -100,6 +104,14 @@ def read_table(path: Path) -> dict[str, Row]:
     if problems:
         raise DataError("\n  ".join([f"{len(problems)} problem(s) in the versions table", *problems]))
     return rows
+
+
+def row(**cells: Any) -> Row:
+    """A row that stands in no table; raises DataError saying what is wrong with its cells."""
+    try:
+        return Row(**cells)
+    except ValidationError as error:
+        raise DataError(f"{cells.get('source')}: {'; '.join(map(_explain, error.errors()))}") from error
 
 
 def find(path: Path, name: str) -> Row:
