@@ -313,3 +313,56 @@ def test_tensors_are_as_readable_as_other_files(tmp_path: Path) -> None:
     io.write_json(tmp_path / "record.json", {})
 
     assert (tmp_path / "tensors.safetensors").stat().st_mode == (tmp_path / "record.json").stat().st_mode
+
+
+# Reading bit by bit -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A table of 250 rows, in three groups; every seventh image is withheld."""
+    rows = [{"id": f"{row}", "image": None if row % 7 == 3 else b"%d" % row} for row in range(250)]
+    io.write_table(tmp_path / "pictures.parquet", rows)
+    assert pq.ParquetFile(tmp_path / "pictures.parquet").num_row_groups == 3
+    return tmp_path / "pictures.parquet"
+
+
+def test_present_says_which_images_are_there(pictures: Path) -> None:
+    assert io.column_names(pictures) == ["id", "image"]
+    assert io.present(pictures, "image") == [row % 7 != 3 for row in range(250)]
+
+
+def test_cells_come_in_the_order_asked_for(pictures: Path) -> None:
+    rows = [249, 0, 99, 100, 3, 100, 200]
+    found = [cell and cell["bytes"] for cell in io.read_cells(pictures, "image", rows)]
+    assert found == [b"249", b"0", b"99", b"100", None, b"100", b"200"]
+    assert list(io.read_cells(pictures, "id", iter([101, 5]))) == ["101", "5"]
+
+
+def test_one_group_of_rows_is_read_at_a_time(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = []
+    read = pq.ParquetFile.read_row_group
+
+    def noted(file: Any, group: int, **options: Any) -> Any:
+        groups.append(group)
+        return read(file, group, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noted)
+    cells = io.read_cells(pictures, "image", range(250))
+    next(cells)
+    assert groups == [0]
+    list(cells)
+    assert groups == [0, 1, 2]
+
+
+def test_a_table_that_cannot_be_read_bit_by_bit_is_named(tmp_path: Path, pictures: Path) -> None:
+    with pytest.raises(DataError, match=r"pictures\.parquet: missing column\(s\) safe_image; it has id, image"):
+        io.present(pictures, "safe_image")
+    (tmp_path / "broken.parquet").write_bytes(b"<html>")
+    for read in (
+        io.column_names,
+        lambda path: io.present(path, "image"),
+        lambda path: list(io.read_cells(path, "image", [0])),
+    ):
+        with pytest.raises(DataError, match=r"broken\.parquet: cannot be read as Parquet"):
+            read(tmp_path / "broken.parquet")

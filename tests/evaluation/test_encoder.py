@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,34 @@ def test_equal_items_are_embedded_once_and_equally(encoder: Encoder, monkeypatch
     assert torch.equal(found[0], found[2])
     assert torch.equal(again[0], found[1])
     assert torch.equal(again[2], found[0])
+
+
+def test_pictures_are_taken_batch_by_batch(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their number, as many are in memory as a batch has; a streamed result is that of a list."""
+    alive: list[int] = []
+    colours = ("red", "green", "blue", "red", "white", "black", "green", "navy")
+    features = models.image_features
+
+    def noted(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        alive.append(given - len(images) - sum(encoded))
+        encoded.append(len(images))
+        return features(model, images)
+
+    given, encoded = 0, list[int]()
+
+    def cells() -> Iterator[dict[str, bytes]]:
+        nonlocal given
+        repeated = set[str]()
+        for colour in colours:
+            given += colour not in repeated
+            repeated.add(colour)
+            yield cell(colour)
+
+    monkeypatch.setattr(models, "image_features", noted)
+    streamed = encoder.images(cells(), len(colours))
+    assert (encoded, alive) == ([2, 2, 2], [0, 0, 0])
+    whole = Encoder(encoder.clip, encoder.batch_size, "whole").images([cell(colour) for colour in colours])
+    assert torch.equal(streamed, whole)
 
 
 def test_nothing_gives_nothing(encoder: Encoder) -> None:

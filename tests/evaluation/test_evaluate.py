@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from saferclip import io, models
-from saferclip.config import EvaluationSettings
+from saferclip.config import EmbeddedData, EvaluationSettings, MiniSets, SceneDetail, SetsStep
+from saferclip.data import embedded, test_sets
 from saferclip.evaluation.encoder import Encoder, Encoders
 from saferclip.evaluation.evaluate import evaluate, map_points
 
@@ -136,6 +137,33 @@ def test_every_caption_and_picture_is_encoded_once_per_model(
     assert set(seen.values()) == {1}
     # Two tables of 24 quadruples, 24 pairs, 16 images and 15 prompts; the base model: safe inputs of one table.
     assert len(seen) == 2 * 24 * 4 + 24 * 2 + 16 + 5 * 3 + 24 * 2
+
+
+def test_images_read_bit_by_bit_give_what_whole_tables_give(
+    tmp_path: Path, settings: EvaluationSettings, tiny_resnet_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the embedded world, with tables of several groups of rows and two images withheld."""
+    detail = SceneDetail(named_objects=2, colour=0.7, background=0.5)
+    rows = embedded.quadruples(EmbeddedData(seed=3, train=1, validation=1, test=120, detail=detail))["test"]
+    rows[7]["unsafe_image"] = rows[111]["safe_image"] = None
+    io.write_table(tmp_path / "test.parquet", rows)
+    drawn = MiniSets(seed=3, detail=detail, gallery_unsafe=9, gallery_safe_ratio=12, zero_shot_images=25)
+    test_sets.build(SetsStep(embedded=drawn), {}, None, tmp_path)
+    tables = {name: tmp_path / f"{name}.parquet" for name in ("test", "gallery", "zero_shot")}
+
+    def whole(path: Path, column: str, rows: Iterable[int]) -> list[Any]:
+        values = io.read_table(path, [column])[column].to_pylist()
+        return [values[row] for row in rows]
+
+    chosen = settings.model_copy(update={"benchmarks": ("test", "gallery", "zero_shot", "drift")})
+    folder = tiny_resnet_clip_folder
+    evaluate(chosen, "clip", 0, folder, folder, tables, tmp_path / "bit by bit")
+    monkeypatch.setattr(io, "read_cells", whole)
+    evaluate(chosen, "clip", 0, folder, folder, tables, tmp_path / "whole")
+    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert len(files) == 4 + 2
+    for name in files:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "bit by bit" / name).read_bytes()
 
 
 def test_missing_files_are_all_named_before_any_work(

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from saferclip import io, models
+from saferclip import io, models, statistics
 from saferclip.config import EvaluationSettings
 from saferclip.evaluation import zero_shot
 from saferclip.evaluation.encoder import Encoders
@@ -74,6 +74,32 @@ def test_accuracy_is_the_mean_over_classes_and_over_sets(
     assert found.metrics["mean/accuracy"].value == pytest.approx(np.mean(accuracies))
     assert found.metrics["mean/accuracy"].count == len(found.ranks) == 16 - len(missing)
     assert found.counts["without_image"] == len(missing)
+
+
+def test_a_set_may_ask_for_the_share_of_all_images(
+    files: dict[str, Path], encoders: Encoders, settings: EvaluationSettings, without: Remove
+) -> None:
+    without(files["zero_shot"], "image", [1, 2, 9])  # classes of different sizes
+    described = io.read_json(files["zero_shot"].with_suffix(".json"))
+    described["objects"] |= {"metric": "accuracy", "left_out": 7}
+    described["colours"] |= {"metric": "mean_per_class", "left_out": 0}
+    io.write_json(files["zero_shot"].with_suffix(".json"), described)
+    found = zero_shot.evaluate(files["zero_shot"], encoders, settings)
+
+    predictions = slow_predictions(files["zero_shot"], encoders)
+    right = [100.0 * (label == predicted) for _, label, predicted in predictions["objects"]]
+    accuracy = sum(right) / len(right)
+    by_class = [
+        [label == predicted for _, label, predicted in predictions["colours"] if label == one] for one in (0, 1)
+    ]
+    per_class = 100 * sum(sum(outcomes) / len(outcomes) for outcomes in by_class) / 2
+    assert found.metrics["objects/accuracy"].value == pytest.approx(accuracy)
+    assert found.metrics["colours/accuracy"].value == pytest.approx(per_class)
+    assert found.metrics["mean/accuracy"].value == pytest.approx((accuracy + per_class) / 2)
+    means = statistics.bootstrap_means(right, settings.bootstrap, settings.bootstrap_seed)
+    low, high = np.percentile(means, [2.5, 97.5])
+    assert (found.metrics["objects/accuracy"].low, found.metrics["objects/accuracy"].high) == pytest.approx((low, high))
+    assert found.counts["objects/left_out"] == 7
 
 
 def test_intervals_resample_images_within_classes_and_sets_independently(

@@ -4,7 +4,7 @@ rule evaluation:
         model=evaluated_model,
         base_model=rules.base_model.output,
         tables=sorted(set(TABLES.values())),
-        classes=f"{R}/test_sets/zero_shot.json" if "zero_shot" in TABLES else [],
+        descriptions=[f"{R}/test_sets/{file}" for file in set_files() if file.removesuffix(".json") in TABLES],
         code=modules("evaluation.evaluate"),
     output:
         records=expand(
