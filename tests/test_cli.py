@@ -23,6 +23,7 @@ STEPS = (
     "test-sets",
     "base-model-training",
     "base-model",
+    "published-model",
     "benchmark",
     "embedding",
     "mining",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import NoneType
@@ -365,3 +366,47 @@ def test_unknown_step_and_step_without_settings() -> None:
         run.settings_of("minig")
     with pytest.raises(ConfigError, match="step 'training': name a method"):
         run.settings_of("training")
+
+
+PUBLISHED = {"weights": {"source": "download:safe-clip-published"}}
+DOWNLOADS = {"table": "config/versions.csv", "folder": "downloads", "connections": 4, "retries": 5}
+
+
+def test_a_published_model_is_evaluated_but_not_trained() -> None:
+    run = config.validate(
+        changed(lambda values: values.update(downloads=DOWNLOADS, methods=values["methods"] | {"published": PUBLISHED}))
+    )
+    assert run.trained == ["safe-clip", "safer-clip"]
+    assert run.seeds_of("published") == (0,)
+    assert run.published("published").source == "download:safe-clip-published"
+    assert json.loads(run.settings_of("published_model", "published"))["source"] == "download:safe-clip-published"
+    assert run.downloads_of("published_model", "published") == {
+        "safe-clip-published": Path("downloads/safe-clip-published")
+    }
+    assert config.validate(run.model_dump(mode="json")) == run
+    with pytest.raises(ConfigError, match="'published' is not trained; choose one of: safe-clip, safer-clip"):
+        run.training("published")
+    with pytest.raises(ConfigError, match="'safe-clip' is not a published model"):
+        run.published("safe-clip")
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (
+            {"source": "ftp:x"},
+            "methods.published.weights.source: 'ftp:x' is not understood; write one of: dvc:<folder>",
+        ),
+        ({"source": "file:x.pt"}, "methods.published.weights: architecture: missing"),
+        ({"source": "file:x.pt", "architectur": "x"}, "weights.architectur: unknown key; did you mean 'architecture'?"),
+    ],
+)
+def test_a_published_models_settings_are_explained(weights: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config.validate(changed(lambda values: values["methods"].update(published={"weights": weights})))
+
+
+def test_a_download_in_a_source_needs_the_section_of_downloads() -> None:
+    run = config.validate(changed(lambda values: values["base_model"].update(source="download:vit")))
+    with pytest.raises(ConfigError, match="vit is to be downloaded, so the section 'downloads' must be given"):
+        run.downloads_of("base_model")

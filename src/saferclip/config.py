@@ -255,6 +255,9 @@ class ImageFilterSettings(Settings):
         return self
 
 
+MissingImages = Literal["refuse", "keep"]
+
+
 class LocalData(Settings):
     """One table of quadruples for each split: CSV or Parquet with paths to the images."""
 
@@ -262,14 +265,65 @@ class LocalData(Settings):
     validation: Path = Field(description="table of validation quadruples")
     test: Path = Field(description="table of test quadruples")
     image_root: Path | None = Field(None, description="relative image paths start here; default: the table's folder")
+    missing_images: MissingImages = Field("refuse", description="rows without one of their images")
+
+
+class VisuColumns(Settings):
+    """What ViSU's release calls the fields of a record."""
+
+    id: str = Field("incremental_id", description="the record's number; its place in the file where there is none")
+    safe: str = Field("safe", description="COCO's caption")
+    unsafe: str = Field("nsfw", description="the unsafe caption made from it")
+    tag: str = Field("tag", description="kind of harm")
+    image: str = Field("coco_id", description="number of the COCO image")
+    seeds: str = Field("seeds", description="the unsafe image's seeds, where records have seeds of their own")
+
+
+class VisuText(Settings):
+    """The captions of ViSU (Safe-CLIP's data set), from its gated release."""
+
+    text: Download = Field(description="the release: a JSON file for each split")
+    columns: VisuColumns = Field(default_factory=VisuColumns, description="what the release calls its fields")
+    limit: Positive | None = Field(None, description="rows of each split, for trials; default: all")
+
+
+class UnsafeImageSettings(Settings):
+    """ViSU's unsafe images, which are withheld, made again: the first candidate that a filter flags."""
+
+    diffusion: DiffusionSettings
+    filter: ImageFilterSettings
+    candidates: Positive = Field(description="images tried for one caption")
+    seeds: Distinct[int] | None = Field(
+        None, description="seeds of the candidates of every caption, in order; default: derived from the record's id"
+    )
+    shards: Positive = Field(description="jobs that the captions are divided among")
+
+    @model_validator(mode="after")
+    def _seed_each(self) -> UnsafeImageSettings:
+        if self.seeds is not None and len(self.seeds) < self.candidates:
+            raise ValueError(f"{self.candidates} candidates, but {len(self.seeds)} seeds; give one to each")
+        return self
+
+
+class UnsafeImages(VisuText, UnsafeImageSettings):
+    """All that the unsafe images depend on."""
+
+
+class VisuData(VisuText):
+    """ViSU: its captions, COCO's images and, if they are made here, the unsafe images."""
+
+    images: Distinct[Download] = Field(description="COCO 2017's images: archives or folders")
+    missing_images: MissingImages = Field(description="rows without one of their images, such as withheld unsafe ones")
+    unsafe_images: UnsafeImageSettings | None = Field(None, description="default: withheld; rows have captions alone")
 
 
 class DataSettings(Settings):
     """Where quadruples come from; the section of that name says the rest."""
 
-    source: Literal["embedded", "local"]
+    source: Literal["embedded", "local", "visu"]
     embedded: EmbeddedData | None = None
     local: LocalData | None = None
+    visu: VisuData | None = None
 
     @model_validator(mode="after")
     def _section_of_source(self) -> DataSettings:
@@ -278,9 +332,9 @@ class DataSettings(Settings):
         return self
 
     @property
-    def chosen(self) -> EmbeddedData | LocalData:
+    def chosen(self) -> EmbeddedData | LocalData | VisuData:
         """The section that ``source`` names."""
-        section = self.embedded if self.source == "embedded" else self.local
+        section: EmbeddedData | LocalData | VisuData | None = getattr(self, self.source)
         assert section is not None  # by the validator
         return section
 
@@ -364,18 +418,148 @@ class BaseModelTrainingSettings(Settings):
     precision: Literal["bf16", "fp32"]
 
 
-class BenchmarkSettings(Settings):
-    """NSFW-Caps construction: choose a category, edit minimally, draw, filter."""
+class ReleaseSettings(Settings):
+    """The public NSFW-Caps: captions, categories and addresses of images; the unsafe images are withheld."""
 
-    size: Positive
+    table: Download = Field(description="the data set, as the Hub has it")
+
+
+class NocapsSettings(Settings):
+    """NoCaps' validation split, from which NSFW-Caps was made."""
+
+    captions: Download = Field(description="its captions, a JSON file in COCO's layout")
+    domains: Distinct[Literal["in-domain", "near-domain", "out-domain"]] | None = Field(
+        None, description="kinds of images to take; default: all"
+    )
+    pool: Positive | None = Field(
+        None, description="images fetched and considered, one caption of each, at most; default: all"
+    )
+
+
+class LanguageModelSettings(Settings):
+    """How a language model is asked, wherever it runs."""
+
+    prompts: str = Field(description="version of the prompts, a folder in src/saferclip/benchmark/prompts")
+    temperature: float = Field(ge=0)
+    max_tokens: Positive = Field(description="length of an answer, at most")
+    attempts: Positive = Field(description="answers asked for one question until one can be used")
+
+
+class EndpointSettings(LanguageModelSettings):
+    """A language model behind OpenAI's interface, as vLLM, llama.cpp's server and others offer it."""
+
+    base_url: str = Field(pattern=r"^https?://", description="address up to and including /v1")
+    model: str = Field(description="name by which the server knows the model")
+    api_key_variable: str | None = Field(
+        None, description="environment variable that holds the key; default: the server wants none"
+    )
+    concurrency: Positive = Field(description="questions asked at once")
+    timeout: float = Field(gt=0, description="seconds to wait for an answer")
+    retries: Annotated[int, Field(ge=0)] = Field(description="further tries if the server is busy or does not answer")
+
+
+class ChatModelSettings(LanguageModelSettings):
+    """A chat model on this machine, run by transformers."""
+
+    model: Download = Field(description="folder of the model in transformers' format")
+    precision: Literal["bf16", "fp16", "fp32"]
+
+
+class JinaClipSettings(Settings):
+    """JINA-CLIP's text encoder as an ONNX model, so that no code of the model's repository runs."""
+
+    model: Download
+    batch_size: Positive
+
+
+class NearDuplicateSettings(Settings):
+    """Pairs too much like an accepted one are rejected."""
+
+    caption_overlap: Share = Field(
+        description="shared words over all words of two captions, from which on they are alike"
+    )
+    image_distance: Annotated[int, Field(ge=0, le=64)] = Field(
+        description="bits of 64 in which the hashes of two images differ, up to which they are alike"
+    )
+
+
+class BenchmarkSettings(Settings):
+    """NSFW-Caps: the public release, or construction: choose a category, edit minimally, draw, filter."""
+
+    source: Literal["embedded", "release", "nocaps"] = Field(
+        description="drawn by our own code; the public release as it is; or built anew from NoCaps"
+    )
+    release: ReleaseSettings | None = None
+    nocaps: NocapsSettings | None = None
+    size: Positive = Field(description="pairs to build; of a release, the first ones, at most")
     seed: int
-    editor: Literal["grammar"]
-    image_maker: Literal["icons"]
-    similarity: Literal["base-model"]
-    safety_filter: Literal["scene-truth"]
+    editor: Literal["grammar", "endpoint", "transformers", "none"] = Field(
+        description="who chooses categories and edits captions; 'none' for a release, which is edited already"
+    )
+    endpoint: EndpointSettings | None = None
+    transformers: ChatModelSettings | None = None
+    image_maker: Literal["icons", "diffusion", "none"] = Field(
+        description="who draws unsafe captions; with 'none', unsafe images are missing"
+    )
+    diffusion: DiffusionSettings | None = None
+    similarity: Literal["base-model", "jina-clip"] = Field(description="by which captions are compared")
+    jina_clip: JinaClipSettings | None = None
+    safety_filter: Literal["scene-truth", "judges", "none"] = Field(
+        description="who says that a drawn image is unsafe; 'none' where none are drawn"
+    )
+    judges: ImageFilterSettings | None = None
     min_similarity: float = Field(ge=-1, le=1, description="reject edits that change too much")
     max_similarity: float = Field(ge=-1, le=1, description="reject edits that change nothing visible")
+    max_changed_words: Positive | None = Field(
+        None, description="words put in, left out or replaced, at most; default: no limit"
+    )
+    near_duplicates: NearDuplicateSettings | None = Field(None, description="default: only equal captions are rejected")
+    compared_pairs: Positive | None = Field(
+        None, description="training pairs whose similarity is compared in the datasheet, at most; default: all"
+    )
     candidates: Positive = Field(description="images tried for one unsafe caption")
+
+    @model_validator(mode="after")
+    def _go_together(self) -> BenchmarkSettings:
+        problems = [*self._wrong_parts(), *self._missing_sections()]
+        if problems:
+            raise ValueError("; also, ".join(problems))
+        return self
+
+    def _wrong_parts(self) -> Iterable[str]:
+        """Parts that the source cannot be built with."""
+        drawn = (self.editor, self.image_maker, self.safety_filter) == ("grammar", "icons", "scene-truth")
+        if self.source == "embedded" and not drawn:
+            yield "source 'embedded' needs editor 'grammar', image_maker 'icons' and safety_filter 'scene-truth'"
+        if self.source == "embedded":
+            return
+        editors = ("none",) if self.source == "release" else ("endpoint", "transformers")
+        if self.editor not in editors:
+            yield f"source '{self.source}' needs editor {' or '.join(map(repr, editors))}"
+        if (self.image_maker, self.safety_filter) not in (("none", "none"), ("diffusion", "judges")):
+            yield f"source '{self.source}' needs image_maker 'diffusion' and safety_filter 'judges', or 'none' twice"
+
+    def _missing_sections(self) -> Iterable[str]:
+        """Choices that have a section of their own, which is not given."""
+        for choice in ("source", "editor", "image_maker", "similarity", "safety_filter"):
+            value = getattr(self, choice)
+            section = value.replace("-", "_")
+            if section in type(self).model_fields and getattr(self, section) is None:
+                yield f"{choice} is '{value}', so the section '{section}' must be given"
+
+    @property
+    def language_model(self) -> EndpointSettings | ChatModelSettings | None:
+        """Settings of the language model that edits, if one does."""
+        return {"endpoint": self.endpoint, "transformers": self.transformers}.get(self.editor)
+
+
+class BenchmarkImages(Settings):
+    """What the step benchmark_images is given: all that decides which images are needed."""
+
+    release: ReleaseSettings | None = None
+    nocaps: NocapsSettings | None = None
+    size: Positive
+    seed: int
 
 
 class MiningSettings(Settings):
@@ -493,6 +677,83 @@ class EvaluationSettings(Settings):
     bootstrap_seed: int
 
 
+# As with methods, `none: {}` reads as "no guidance".
+Guidance = Annotated[SafeGuidanceSettings | None, BeforeValidator(lambda value: None if value == {} else value)]
+
+
+class TextToImageSettings(Settings):
+    """Images that a diffusion model makes with each method's text encoder, and how many of them are unsafe."""
+
+    prompts: Download = Field(description="table of prompts in I2P's format")
+    limit: Positive | None = Field(None, description="prompts used, spread over the table; default: all")
+    images_per_prompt: Positive
+    diffusion: DiffusionSettings = Field(description="its guidance is for prompts that do not bring their own")
+    guidance: dict[RunName, Guidance] = Field(min_length=1, description="safe guidance to compare, by names of yours")
+    judges: ImageFilterSettings
+    keep_images: Literal["none", "unflagged", "all"] = Field(description="images in the results: they may be harmful")
+    bootstrap: Positive = Field(description="resamples for 95% intervals")
+    bootstrap_seed: int
+
+    def only(self, guidance: str) -> TextToImageSettings:
+        """The settings with one guidance; raises ConfigError for one that does not exist."""
+        if guidance not in self.guidance:
+            raise ConfigError(f"there is no guidance '{guidance}'; choose one of: {', '.join(self.guidance)}")
+        return self.model_copy(update={"guidance": {guidance: self.guidance[guidance]}})
+
+
+class ToxicitySettings(Settings):
+    """A transformers classifier of text."""
+
+    model: Download
+    label: str = Field(description="the classifier's label whose probability is a text's toxicity")
+    threshold: Share = Field(description="a text is toxic from this probability on")
+    batch_size: Positive
+
+
+class ImageToTextSettings(Settings):
+    """What LLaVA says about unsafe images through each method's image encoder, and how toxic that is."""
+
+    model: Download = Field(description="LLaVA in transformers' format")
+    positions: Literal["exact", "interpolate"] = Field(
+        description="where the method's images have another resolution than LLaVA's: refuse, or resize the table of "
+        "positions"
+    )
+    test_images: Annotated[int, Field(ge=0)] = Field(description="unsafe images of the test quadruples, at most")
+    folders: dict[RunName, Download] = Field({}, description="folders of unsafe images, by names of yours")
+    folder_images: Positive = Field(description="images of each folder, at most")
+    prompt: str = Field(description="LLaVA's form of a conversation, with <image> and {question}")
+    questions: Some[str] = Field(description="each is asked of each image")
+    max_new_tokens: Positive
+    precision: Literal["bf16", "fp16", "fp32"]
+    batch_size: Positive = Field(description="questions answered at once")
+    toxicity: ToxicitySettings
+    keep_answers: Literal["none", "harmless", "all"] = Field(description="answers in the results: they may be harmful")
+    bootstrap: Positive = Field(description="resamples for 95% intervals")
+    bootstrap_seed: int
+
+    @model_validator(mode="after")
+    def _usable(self) -> ImageToTextSettings:
+        if not self.test_images and not self.folders:
+            raise ValueError("no images: set 'test_images' above 0, or name 'folders'")
+        if "test" in self.folders:
+            raise ValueError("no folder can be called 'test'; choose another name")
+        if self.prompt.count("<image>") != 1 or self.prompt.count("{question}") != 1:
+            raise ValueError("'prompt' must hold <image> and {question}, once each")
+        return self
+
+
+class GenerationSettings(Settings):
+    """Generation with the tuned encoders, for each method's first seed; off where the section is missing."""
+
+    text_to_image: TextToImageSettings | None = None
+    image_to_text: ImageToTextSettings | None = None
+
+    @property
+    def steps(self) -> list[str]:
+        """Names of the steps that this run has."""
+        return [name for name in type(self).model_fields if getattr(self, name)]
+
+
 class FigureSettings(Settings):
     """How figures and tables look, and what they show."""
 
@@ -504,6 +765,25 @@ class FigureSettings(Settings):
     runs: dict[RunName, tuple[int, ...]] | None = Field(
         None, description="methods to show, with their seeds; default: all of the run"
     )
+
+
+class CostSettings(Settings):
+    """What work is assumed to cost, for the estimate that a run begins with and for nothing else."""
+
+    gpu: str = Field(description="what the seconds are those of")
+    train_rows: Positive = Field(description="training quadruples, which are counted only after the download")
+    held_out_rows: Positive = Field(description="validation quadruples, and as many test quadruples")
+    zero_shot_images: Positive = Field(description="images of a zero-shot set, on average")
+    prompts: Positive = Field(description="prompts of the text-to-image evaluation")
+    encoded_per_second: float = Field(gt=0, description="images encoded")
+    trained_per_second: float = Field(gt=0, description="quadruples trained on")
+    seconds_per_unsafe_image: float = Field(ge=0, description="of unsafe_images and benchmark, judged too")
+    seconds_per_edit: float = Field(ge=0, description="of a caption, by a language model on this machine")
+    seconds_per_image: float = Field(ge=0, description="of text_to_image, judged too")
+    seconds_per_answer: float = Field(ge=0, description="of image_to_text")
+    image_megabytes: float = Field(ge=0, description="size of an image in a table")
+    model_gigabytes: float = Field(ge=0, description="size of a trained model")
+    download_gigabytes: dict[RunName, float] = Field({}, description="sizes that the table of downloads does not say")
 
 
 class Config(Settings):
@@ -523,7 +803,9 @@ class Config(Settings):
     methods: dict[RunName, Method]
     selection: SelectionSettings
     evaluation: EvaluationSettings
+    generation: GenerationSettings | None = None
     figures: FigureSettings
+    costs: CostSettings | None = None
 
     @field_validator("methods")
     @classmethod
@@ -547,12 +829,21 @@ class Config(Settings):
         if "nsfw_caps" in self.evaluation.benchmarks and self.benchmark is None:
             yield "evaluation.benchmarks names 'nsfw_caps', so the section 'benchmark' must be given"
         yield from self._contradictions_of_sets({"gallery", "zero_shot"} & set(self.evaluation.benchmarks))
-        embedded_only = {"nsfw_caps"} & set(self.evaluation.benchmarks)
-        if self.data.source != "embedded" and embedded_only:
+        drawn = self.benchmark is not None and self.benchmark.source == "embedded"
+        if self.data.source != "embedded" and drawn and "nsfw_caps" in self.evaluation.benchmarks:
             yield (
-                f"evaluation.benchmarks names {sorted(embedded_only)}, which are drawn by the embedded world; "
-                f"leave them out where data.source is '{self.data.source}'"
+                "evaluation.benchmarks names ['nsfw_caps'], which benchmark.source 'embedded' draws in the embedded "
+                f"world; leave it out where data.source is '{self.data.source}', or set benchmark.source to 'release' "
+                "or 'nocaps'"
             )
+        visu = self.data.visu if self.data.source == "visu" else None
+        if visu and visu.unsafe_images is None and visu.missing_images == "refuse":
+            yield (
+                "data.visu.unsafe_images is not given, so that all unsafe images are withheld; set "
+                "data.visu.missing_images to 'keep' to use rows for their captions, or have the images made"
+            )
+        if visu and self.downloads is None:
+            yield "data.source is 'visu', so the section 'downloads' must be given"
         for method, seeds in (self.figures.runs or {}).items():
             if method not in self.methods or not set(seeds) <= set(self.seeds_of(method)):
                 yield f"figures.runs names '{method}' with seeds {list(seeds)}, which this run does not have"
@@ -602,17 +893,21 @@ class Config(Settings):
         """
         embedded = self.data.embedded
         sections: dict[str, Settings | None] = {
-            "data": self.data,
+            "data": self._data_step(),
+            "unsafe_images": self._unsafe_images(),
             "test_sets": self._sets_step(),
             "base_model_training": self.base_model_training,
             "base_model": self.base_model,
             "published_model": self.published(method) if method and step == "published_model" else None,
             "benchmark": self.benchmark,
+            "benchmark_images": self._benchmark_images(),
             "scene_detail": embedded.detail if embedded else None,
             "embedding": self.mining,
             "mining": self.mining,
             "training": self.training(method) if method and step == "training" else None,
             "evaluation": self.evaluation,
+            "text_to_image": self.generation and self.generation.text_to_image,
+            "image_to_text": self.generation and self.generation.image_to_text,
             "figure": self.figure_settings(),
             "table": self.figure_settings(),
         }
@@ -646,6 +941,26 @@ class Config(Settings):
             return None
         world, sizes = self.data.embedded, self.test_sets.embedded
         return SetsStep(embedded=MiniSets(seed=world.seed, detail=world.detail, **sizes.model_dump()))
+
+    def _benchmark_images(self) -> BenchmarkImages | None:
+        if self.benchmark is None or self.benchmark.source == "embedded":
+            return None
+        chosen = {self.benchmark.source: getattr(self.benchmark, self.benchmark.source)}
+        return BenchmarkImages(size=self.benchmark.size, seed=self.benchmark.seed, **chosen)
+
+    def _data_step(self) -> DataSettings:
+        """Without how unsafe images are made: the step that makes them is given that."""
+        if self.data.visu is None:
+            return self.data
+        return self.data.model_copy(update={"visu": self.data.visu.model_copy(update={"unsafe_images": None})})
+
+    def _unsafe_images(self) -> UnsafeImages | None:
+        visu = self.data.visu
+        if self.data.source != "visu" or visu is None or visu.unsafe_images is None:
+            return None
+        # By field, not by value, or nested sections would lose which of their fields were given.
+        captions = {name: getattr(visu, name) for name in VisuText.model_fields}
+        return UnsafeImages(**captions, **dict(visu.unsafe_images))
 
     def seeds_of(self, method: str) -> tuple[int, ...]:
         """Seeds that a method is run with: one that is not trained here has nothing to repeat."""

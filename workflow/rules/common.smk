@@ -20,11 +20,12 @@ SPLITS = ("train", "validation", "test")
 ENVIRONMENT = "../../environment.yml"
 
 TRAINED = RUN.trained
+PUBLISHED = [method for method in RUN.methods if RUN.methods[method] and method not in TRAINED]
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 # Where the base model is copied from. A DVC artifact, which the default run fetches but never trains; a folder or a
 # file, ordinary inputs; a download, whose rule comes first; or a name on the hub, which is fetched by the step itself.
-SOURCE_KIND, DELIVERED = RUN.base_model.kind, RUN.base_model.name
+DELIVERED = RUN.base_model.name
 NETWORKED = ("dvc", "open_clip", "hf-hub")
 CACHE = RUN.downloads.folder if RUN.downloads else "downloads"
 
@@ -59,11 +60,14 @@ def settings(step):
     return lambda wildcards: RUN.settings_of(step, wildcards.get("method"))
 
 
-def needed_weights(source):
-    """The files that a step waits for which fetches a model, where they are on this disk already."""
+def model_files(source):
+    """The files of a model that is on this disk, or that a rule puts there; nothing for one from elsewhere."""
     if source.kind == "file":
         return [source.name]
-    return sorted(map(str, Path(source.name).glob("*.*"))) if source.kind == "local-dir" else []
+    if source.kind != "local-dir":
+        return []
+    here = [str(file) for file in Path(source.name).glob("*.*") if file.is_file()]
+    return sorted(here) if here and not RUN.base_model_training else model(source.name)
 
 
 def needed(step, method=None):
@@ -134,7 +138,7 @@ def model(folder):
 
 def delivered_version():
     """Content hash of the base model's DVC artifact: a newly delivered model is another model."""
-    if SOURCE_KIND != "dvc":
+    if RUN.base_model.kind != "dvc":
         return ""
     stages = yaml.safe_load(Path("dvc.lock").read_text())["stages"] if Path("dvc.lock").is_file() else {}
     hashes = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}

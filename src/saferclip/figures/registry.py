@@ -221,7 +221,7 @@ TABLES: Mapping[str, Product] = {
 
 def applicable(products: Mapping[str, Product], config: Config) -> list[str]:
     """Names of the products that a run with this configuration can and should make."""
-    trained = any(config.methods.values())
+    trained = bool(config.trained)
     return [
         name
         for name, product in products.items()
@@ -243,8 +243,8 @@ def _expand(pattern: str, config: Config) -> list[str]:
     runs = config.figure_settings().runs or {}
     groups = {
         "{method}": list(runs),
-        "{trained}": [method for method in runs if config.methods[method]],
-        "{untuned}": [method for method in runs if not config.methods[method]],
+        "{trained}": [method for method in runs if method in config.trained],
+        "{untuned}": [method for method in runs if config.methods[method] is None],
     }
     for placeholder, methods in groups.items():
         if placeholder in pattern:
