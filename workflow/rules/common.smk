@@ -9,7 +9,9 @@ from pathlib import Path
 
 import yaml
 
-from saferclip import downloads
+from snakemake.logging import logger
+
+from saferclip import downloads, plan
 from saferclip.figures import registry
 
 R = f"results/{RUN.name}"
@@ -44,6 +46,9 @@ BENCHMARKS = {
 TABLES = {name: BENCHMARKS[name] for name in dict.fromkeys(["test", *RUN.evaluation.benchmarks])}
 TABLE_FORMATS = ("html", "csv", "md", "tex")
 REPORT = f"{R}/report.html"
+
+if RUN.costs and workflow.is_main_process:
+    logger.info(plan.describe(RUN))
 
 
 wildcard_constraints:
