@@ -56,7 +56,7 @@ def _fetch(row: Row, place: Path, connections: int, retries: int) -> None:
 def _fetch_url(row: Row, place: Path, retries: int) -> Manifest:
     path = place / row.file_name
     web.fetch_url(web.Target(row.source, path, row.sha256, row.bytes), retries)
-    return Manifest.of(row, "", {path.name: File(bytes=path.stat().st_size, sha256=manifest.hashes(path).sha256)})
+    return Manifest.of(row, "", {path.name: File(bytes=path.stat().st_size, sha256=manifest.sha256(path))})
 
 
 def _warn_unless_pinned(row: Row, table_path: Path) -> None:

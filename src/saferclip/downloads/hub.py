@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from saferclip.downloads import DownloadError
-from saferclip.downloads.manifest import File, Manifest, check_space, full_disk_told, hashes, set_aside, size
+from saferclip.downloads.manifest import File, Manifest, check_space, full_disk_told, git_hash, set_aside, sha256, size
 from saferclip.downloads.table import HUB_KINDS, Row
 from saferclip.downloads.web import BUSY, KEPT, Failed, Unreachable, pause
 
@@ -112,15 +112,15 @@ def _check(place: Path, listed: Listed) -> tuple[File, str]:
     path = place / listed.name
     if not path.is_file():
         return File(bytes=0, sha256=""), f"{listed.name} did not come; {KEPT}"
-    found, length = hashes(path), path.stat().st_size
-    here, there = (found.sha256, listed.sha256) if listed.sha256 else (found.git, listed.git)
-    if here == there and length == listed.bytes:
-        return File(bytes=length, sha256=found.sha256), ""
+    found = File(bytes=path.stat().st_size, sha256=sha256(path))
+    here, there = (found.sha256, listed.sha256) if listed.sha256 else (git_hash(path), listed.git)
+    if here == there and found.bytes == listed.bytes:
+        return found, ""
     (place / ".cache/huggingface/download" / f"{listed.name}.metadata").unlink(missing_ok=True)
     kind = "SHA-256" if listed.sha256 else "Git hash"
-    wrong = f"{listed.name} has {kind} {here} and {length:,} bytes, but the hub says {there} and {listed.bytes:,}"
+    wrong = f"{listed.name} has {kind} {here} and {found.bytes:,} bytes, but the hub says {there} and {listed.bytes:,}"
     advice = "start again; if it stays so, a proxy or mirror alters it"
-    return File(bytes=length, sha256=found.sha256), f"{wrong}; it was set aside as {set_aside(path)}; {advice}"
+    return found, f"{wrong}; it was set aside as {set_aside(path)}; {advice}"
 
 
 def _patiently(work: Callable[[], Result], retries: int) -> Result:

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -84,21 +83,21 @@ def size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-class Hashes(NamedTuple):
-    """Content hashes of a file: SHA-256, and the SHA-1 by which Git knows it."""
-
-    sha256: str
-    git: str
+def sha256(path: Path) -> str:
+    """A file's SHA-256."""
+    return _read_into(hashlib.sha256(), path)
 
 
-def hashes(path: Path) -> Hashes:
-    """Read a file once and hash it both ways."""
-    sha256, git = hashlib.sha256(), hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+def git_hash(path: Path) -> str:
+    """The hash by which Git, and so the hub, knows a small file."""
+    return _read_into(hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False), path)
+
+
+def _read_into(digest: hashlib._Hash, path: Path) -> str:
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
-            sha256.update(chunk)
-            git.update(chunk)
-    return Hashes(sha256.hexdigest(), git.hexdigest())
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def set_aside(path: Path) -> Path:

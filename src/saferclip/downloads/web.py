@@ -21,7 +21,7 @@ import requests
 from tqdm import tqdm
 
 from saferclip.downloads import DownloadError
-from saferclip.downloads.manifest import check_space, full_disk_told, hashes, set_aside, size
+from saferclip.downloads.manifest import check_space, full_disk_told, set_aside, sha256, size
 
 LOG = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _is_there(target: Target) -> bool:
     """Whether the file is complete; one that is not right is set aside."""
     if not target.path.is_file() or not (target.sha256 or target.bytes):
         return False
-    right = hashes(target.path).sha256 == target.sha256 if target.sha256 else size(target.path) == target.bytes
+    right = sha256(target.path) == target.sha256 if target.sha256 else size(target.path) == target.bytes
     if not right:
         LOG.warning("%s: is not the file of the versions table; set aside as %s", target.path, set_aside(target.path))
     return right
@@ -337,7 +337,7 @@ def _finish(target: Target, resumed: bool) -> None:
     """Give a complete part its name if its hash is right; a wrong one is set aside, or begun anew if it was patched."""
     with target.part.open("rb+") as file:
         os.fsync(file.fileno())
-    found = hashes(target.part).sha256 if target.sha256 else ""
+    found = sha256(target.part) if target.sha256 else ""
     if found != target.sha256:
         target.version.unlink(missing_ok=True)
         if resumed:
