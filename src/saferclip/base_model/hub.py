@@ -17,17 +17,26 @@ def fetch_model(repository: str, revision: str, folder: Path, weights: tuple[str
     """Fetch a model's configuration and weights into a folder below ``folder``, and return it.
 
     ``revision`` is a commit, or empty for the newest; ``weights`` are the files of weights, if known.
-    Raises DownloadError saying what to do; a folder without weights is left to its reader to refuse.
+    Raises DownloadError saying what to do, ConfigError for a wrong name; a folder without weights is left to its reader
+    to refuse.
     """
     name = f"hub--{repository.replace('/', '--')}".lower() + (f"--{revision[:12]}" if revision else "")
     place = folder / name
     for patterns in (weights,) if weights else WEIGHTS:
-        _fetch(name, repository, revision, (*CONFIGURATIONS, *patterns), folder)
+        row = _row(name, repository, revision, (*CONFIGURATIONS, *patterns))
+        fetch.fetch_row(row, folder, CONNECTIONS, RETRIES)
         if any(file for pattern in patterns for file in place.glob(pattern)):
             break
     return place
 
 
-def _fetch(name: str, repository: str, revision: str, patterns: tuple[str, ...], folder: Path) -> None:
-    row = table.row(name=name, kind="hf-model", source=repository, revision=revision, files=patterns, licence="unknown")
-    fetch.fetch_row(row, folder, CONNECTIONS, RETRIES)
+def _row(name: str, repository: str, revision: str, patterns: tuple[str, ...]) -> Row:
+    """A row of the versions table that stands in none."""
+    cells = {"kind": "hf-model", "source": repository, "revision": revision, "licence": "see its page"}
+    try:
+        return Row.model_validate({"name": name, **cells, "files": patterns})
+    except ValidationError as error:
+        raise ConfigError(
+            f"source: '{repository}@{revision}' is not understood; write hf-hub:<owner>/<repository>, or that with @ and "
+            "the full hash of a commit"
+        ) from error
