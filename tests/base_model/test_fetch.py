@@ -137,7 +137,7 @@ def test_a_repository_of_the_hub_is_fetched(
 def test_a_revision_is_a_commit(get: Fetch, hub: Any, open_clip_folder: Path) -> None:
     shutil.copytree(open_clip_folder, hub.root / "models/lab/CLIP-tiny")
     for wrong in ("lab/CLIP-tiny@v1", "CLIP-tiny"):
-        with pytest.raises(ConfigError, match=f"base_model: source: '{wrong}.*the full hash of a commit"):
+        with pytest.raises(ConfigError, match=f"base_model: source: '{wrong}' .*the full hash of a commit"):
             get(f"hf-hub:{wrong}")
     with pytest.raises(io.DataError, match="has no revision"):
         get(f"hf-hub:lab/CLIP-tiny@{'0' * 40}")
