@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,17 @@ def tiny_quadruples(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def small_models() -> ModuleType:
+    """What makes small models of other kinds: ``tests/rehearsal/models.py``."""
+    path = Path(__file__).parent / "rehearsal/models.py"
+    spec = importlib.util.spec_from_file_location("rehearsal_models", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def random_quadruples(count: int, split: str, seed: int = 0) -> list[dict[str, Any]]:
