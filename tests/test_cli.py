@@ -19,6 +19,7 @@ from saferclip.io import DataError
 ROOT = Path(__file__).parents[1]
 MINI = str(ROOT / "config/mini.yaml")
 STEPS = (
+    "download",
     "data",
     "test-sets",
     "base-model-training",
@@ -44,7 +45,7 @@ def test_every_step_is_a_command_in_the_order_of_the_workflow() -> None:
     code, text, _ = run("--help")
     assert code == 0
     listed = re.findall(r"^  ([a-z-]+)  ", text.partition("Commands:")[2], re.MULTILINE)
-    assert listed == [*STEPS, "settings", "validate"]
+    assert listed == [*STEPS, "settings", "validate", "pin"]
 
 
 @pytest.mark.parametrize("step", STEPS)
