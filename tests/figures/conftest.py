@@ -72,16 +72,21 @@ def write_run(
     runs: dict[str, tuple[int, ...]] | None = None,
     benchmarks: Sequence[str] = ("test", "nsfw_caps", "gallery", "zero_shot", "drift"),
     title: str = "ViSU-mini",
+    galleries: Sequence[str] = (),
+    measures: Sequence[str] = (),
 ) -> Run:
-    """Write every file that a figure or table may read."""
+    """Write every file that a figure or table may read.
+
+    ``galleries`` are names of real-image sets, ``measures`` what each zero-shot set is measured by, if public.
+    """
     runs = runs or RUNS
     _write_data(folder)
-    _write_zero_shot_sets(folder)
+    _write_zero_shot_sets(folder, measures)
     _write_mining(folder)
     _write_benchmark(folder)
     for method, seeds in runs.items():
         for seed in seeds:
-            _write_evaluation(folder, method, seed, benchmarks)
+            _write_evaluation(folder, method, seed, benchmarks, galleries)
             if method != "clip":
                 _write_training(folder / "training" / method / f"seed-{seed}", method, seed)
     _write_selection(folder)
@@ -126,7 +131,8 @@ def _write_data(folder: Path) -> None:
     io.write_table(folder / "data" / "test.parquet", quadruples("test"))
 
 
-def _write_zero_shot_sets(folder: Path) -> None:
+def _write_zero_shot_sets(folder: Path, measures: Sequence[str]) -> None:
+    public = [{"metric": measure, "download": "somewhere", "left_out": 0} for measure in measures]
     rows = [
         # Classes of different sizes: the mean per class is not the mean over images.
         {"set": name, "label": label, "image": picture("teal", "ellipse", label)}
@@ -142,8 +148,11 @@ def _write_zero_shot_sets(folder: Path) -> None:
                 "title": name.replace("_", " ").capitalize(),
                 "classes": [f"{name} {label}" for label in range(classes)],
                 "templates": ["a photo of {}"],
+                **description,
             }
-            for name, classes in ZERO_SHOT_SETS.items()
+            for (name, classes), description in zip(
+                ZERO_SHOT_SETS.items(), public or [{} for _ in ZERO_SHOT_SETS], strict=True
+            )
         },
     )
 
@@ -212,12 +221,14 @@ def _write_selection(folder: Path) -> None:
     io.write_csv(folder / "learning_rate_selection" / "selection.csv", rows)
 
 
-def _write_evaluation(folder: Path, method: str, seed: int, benchmarks: Sequence[str]) -> None:
+def _write_evaluation(
+    folder: Path, method: str, seed: int, benchmarks: Sequence[str], galleries: Sequence[str]
+) -> None:
     output = folder / "evaluation" / method / f"seed-{seed}"
     evaluators: dict[str, Callable[[], tuple[dict[str, Any], list[dict[str, Any]]]]] = {
         "test": lambda: _quadruple_benchmark(method, seed, "test"),
         "nsfw_caps": lambda: _quadruple_benchmark(method, seed, "nsfw_caps"),
-        "gallery": lambda: _gallery(method, seed),
+        "gallery": lambda: _galleries(method, seed, galleries) if galleries else _gallery(method, seed),
         "zero_shot": lambda: _zero_shot(folder, method, seed),
         "drift": lambda: _drift(method, seed),
     }
@@ -277,9 +288,22 @@ def _quadruple_benchmark(method: str, seed: int, benchmark: str) -> tuple[dict[s
     return metrics, rows
 
 
-def _gallery(method: str, seed: int) -> tuple[dict[str, Any], list[Any]]:
-    metrics, rows = {}, []
+def _galleries(method: str, seed: int, names: Sequence[str]) -> tuple[dict[str, Any], list[Any]]:
+    metrics: dict[str, Any] = {}
+    rows: list[Any] = []
+    for name in names:
+        of_set, found = _gallery(method, seed, f"{name}/")
+        metrics |= of_set
+        rows += found
     for direction in ("text_to_image", "image_to_text"):
+        values = [metrics[f"{name}/{direction}/unsafe_share"]["value"] for name in names]
+        metrics[f"{direction}/unsafe_share"] = _metric(values) | {"count": GALLERY_UNSAFE * len(names)}
+    return metrics, rows
+
+
+def _gallery(method: str, seed: int, prefix: str = "") -> tuple[dict[str, Any], list[Any]]:
+    metrics, rows = {}, []
+    for direction in (f"{prefix}text_to_image", f"{prefix}image_to_text"):
         latent = random_for("gallery", direction).random(GALLERY_UNSAFE)
         noise = random_for("gallery", direction, method, seed).normal(0, 0.05, GALLERY_UNSAFE)
         unsafe = latent + noise < UNSAFE_SHARE[method]
@@ -295,6 +319,7 @@ def _gallery(method: str, seed: int) -> tuple[dict[str, Any], list[Any]]:
 
 def _zero_shot(folder: Path, method: str, seed: int) -> tuple[dict[str, Any], list[Any]]:
     table = io.read_table(folder / "test_sets" / "zero_shot.parquet", ("set", "label")).to_pylist()
+    described = io.read_json(folder / "test_sets" / "zero_shot.json")
     metrics: dict[str, Any] = {}
     rows = []
     for name, classes in ZERO_SHOT_SETS.items():
@@ -306,6 +331,8 @@ def _zero_shot(folder: Path, method: str, seed: int) -> tuple[dict[str, Any], li
         for label in range(classes):
             members = [right[place] for place in places if table[place]["label"] == label]
             shares.append(100 * sum(members) / len(members))
+        if described[name].get("metric") == "accuracy":
+            shares = [100.0 * hit for hit in right.values()]
         metrics[f"{name}/accuracy"] = {**_metric(shares), "count": len(places)}
         rows += [_rank_row(name, str(place), 1 if hit else 2, f"{name} 0", False) for place, hit in right.items()]
     means = [metric["value"] for metric in metrics.values()]

@@ -75,6 +75,7 @@ def test_claims_are_complete_or_refused() -> None:
         {**base, "terms": [TERM]},
         {**base, "expect": "above"},
         {**base, "untestable": "no", "terms": [TERM]},
+        {**base, "untestable": "no", "expect": "above"},
     ):
         with pytest.raises(ConfigError, match="give either 'terms' with 'expect', or 'untestable'"):
             parse(Claim, wrong, "test")
@@ -155,7 +156,7 @@ def test_measured_values_are_those_of_the_records(run: Any, tmp_path: Path) -> N
     runs = run.settings.runs
     for one in claims.read():
         terms = [term for term in one.terms if isinstance(term, claims.RankTerm)]
-        if not terms:
+        if not terms or one.untestable:  # the latter: not in the embedded world
             continue
         per_seed = [
             sum(
@@ -192,6 +193,33 @@ def test_what_cannot_be_tested_says_why_and_measures_nothing(run: Any, tmp_path:
     row = rows_of(run, tmp_path)["text-to-image"]
     assert (row["verdict"], row["measured"], row["prediction"]) == ("cannot be tested at this scale", "", "")
     assert "diffusion model" in row["remark"]
+
+
+def test_claims_about_real_images_are_tested_where_there_are_some(
+    run: Any, make_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    drawn = rows_of(run, tmp_path)
+    assert "an unseen drawing style stands in" in drawn["unsafe-images-safer-clip-safe-clip"]["remark"]
+    assert drawn["real-unsafe-images"]["verdict"] == "cannot be tested at this scale"
+    assert (drawn["real-unsafe-images"]["prediction"], drawn["real-unsafe-images"]["quantity"]) == ("", "")
+
+    names = ("nsfw_urls", "nudenet", "smid")
+    other = make_run(galleries=names)
+    rows = rows_of(other, tmp_path)
+
+    def shares(method: str, seed: int) -> list[float]:
+        return [other.value(method, seed, "gallery", f"{name}/image_to_text/unsafe_share") for name in names]
+
+    measured = [np.mean(shares("safer-clip", seed)) for seed in (0, 1, 2)]
+    real = rows["real-unsafe-images"]
+    assert float(real["measured"]) == pytest.approx(np.mean(measured), abs=1e-6)
+    assert (real["prediction"], real["verdict"]) == ("≤ 18.5", SUPPORTED)
+    row = rows["unsafe-images-safer-clip-safe-clip"]
+    differences = [np.mean(shares("safer-clip", seed)) - np.mean(shares("safe-clip", seed)) for seed in (0, 1, 2)]
+    assert float(row["measured"]) == pytest.approx(np.mean(differences), abs=1e-6)
+    assert float(row["measured sd"]) == pytest.approx(np.std(differences, ddof=1), abs=1e-6)
+    assert row["remark"] == ""
+    assert rows["unsafe-images-safe-clip-clip"]["remark"] == "that 'far less' is less than half is our reading"
 
 
 def test_a_failing_claim_is_said_to_fail(make_run: Callable[..., Any], tmp_path: Path) -> None:

@@ -119,6 +119,42 @@ def test_unsafe_gallery_has_both_directions_beside_the_paper(run: Any, written: 
     }
 
 
+def test_real_galleries_have_a_row_for_each_set_and_method_beside_the_papers(
+    make_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    other = make_run(galleries=("nudenet", "my_own"))
+    table.write("unsafe_gallery", other.settings, other.folder, tmp_path / "unsafe_gallery")
+    rows = read_csv(tmp_path / "unsafe_gallery.csv")
+    published = {"NudeNet": ["94.1", "13", "10.7"], "my_own": [""] * 3, "Mean of 2 sets": [""] * 3}
+    assert [(row["set"], row["method"]) for row in rows] == [
+        (name, title) for name in published for title in TITLES.values()
+    ]
+    assert [row["paper [%]"] for row in rows] == [value for values in published.values() for value in values]
+    keys = ["nudenet/"] * 3 + ["my_own/"] * 3 + [""] * 3
+    for row, method, prefix in zip(rows, [*TITLES] * 3, keys, strict=True):
+        for direction in ("text_to_image", "image_to_text"):
+            metric = f"{direction}/unsafe_share"
+            assert_estimate(other, row, f"gallery/{metric}", (method, "gallery", f"{prefix}{metric}"))
+        assert row["unsafe"] == ("60, 60" if prefix else "")
+
+
+def test_public_zero_shot_sets_say_what_they_are_measured_by(make_run: Callable[..., Any], tmp_path: Path) -> None:
+    measures = ["mean_per_class", "accuracy"] * 3
+    other = make_run(measures=measures)
+    table.write("zero_shot", other.settings, other.folder, tmp_path / "zero_shot")
+    rows = read_csv(tmp_path / "zero_shot.csv")
+    shown = [row["measure"] for row in rows]
+    assert shown == ["mean per class", "all images"] * 3 + [""] * 2
+    for row, name in zip(
+        rows, [*json.loads((other.folder / "test_sets/zero_shot.json").read_text()), "mean"], strict=False
+    ):
+        for method in TITLES:
+            assert_estimate(other, row, method, (method, "zero_shot", f"{name}/accuracy"))
+    assert "Mean of 11 sets (paper" in rows[-1]["set"]
+    assert "mean per class or over all images" in built(other, "zero_shot").text
+    assert "11 zero-shot sets, which it does not name" in built(other, "main").text
+
+
 def test_zero_shot_has_a_row_for_each_set_their_mean_and_the_papers_mean(run: Any, written: Any) -> None:
     rows = written("zero_shot")
     sets = json.loads((run.folder / "test_sets" / "zero_shot.json").read_text())

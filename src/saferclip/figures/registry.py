@@ -69,7 +69,7 @@ FIGURES: Mapping[str, Product] = {
     ),
     "zero_shot_sets": Product(
         title="Zero-shot accuracy by set",
-        caption="Zero-shot accuracy (mean per class, prompt ensembles) on each test set.",
+        caption="Zero-shot accuracy (prompt ensembles) on each test set.",
         details="Points are means over {seeds} with 95% bootstrap intervals over images; ticks mark chance.",
         function="saferclip.figures.plots.zero_shot_sets:draw",
         inputs=(ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
@@ -151,14 +151,14 @@ TABLES: Mapping[str, Product] = {
         caption="Share of unsafe queries whose first hit is unsafe, in a gallery with many safe items for each "
         "unsafe one, beside the paper's numbers on real images.",
         details="Means ± standard deviation over {seeds} with 95% bootstrap intervals over {n_gallery} queries in "
-        "each direction; a drawing style that no training set shows stands in for real images.",
+        "each direction; {gallery_images}.",
         function="saferclip.figures.tables.comparison:unsafe_gallery",
         inputs=(GALLERY, RANKS),
         needs=frozenset({"gallery"}),
     ),
     "zero_shot": Product(
         title="Zero-shot classification",
-        caption="Zero-shot accuracy (mean per class, prompt ensembles) on each test set and in the mean.",
+        caption="Zero-shot accuracy (prompt ensembles) on each test set and in the mean.",
         details="Means ± standard deviation over {seeds} with 95% bootstrap intervals over images.",
         function="saferclip.figures.tables.model:zero_shot",
         inputs=(ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
@@ -280,6 +280,9 @@ def caption(product: Product, config: Config) -> str:
     }
     return f"{product.caption} {product.details}".strip().format(
         **titles(config.figure_settings().title or config.title),
+        gallery_images="a drawing style that no training set shows stands in for real images"
+        if drawn
+        else "unsafe images are real ones, captions are those of {test}".format(**titles(config.title)),
         **{name: f"{number:,}" if number else "all" for name, number in numbers.items()},
         seeds=f"{seeds} seeds" if seeds > 1 else "one seed",
     )

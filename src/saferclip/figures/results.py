@@ -19,6 +19,8 @@ from saferclip.figures import paper, registry
 Array = NDArray[np.float64]
 
 MEAN_ACCURACY = "mean/accuracy"
+PER_CLASS = "mean_per_class"
+GALLERY_DIRECTIONS = ("text_to_image", "image_to_text")
 RANK_COLUMNS = ("benchmark", "direction", "query_id", "rank", "top_id", "top_unsafe")
 
 
@@ -184,7 +186,8 @@ class Results:
                 raise io.DataError(f"seeds of {method} answered different queries of {benchmark} {direction}")
         values = np.array([100.0 * _outcome(frame, measure) for frame in rows])
         queries = rows[0]["query_id"].to_numpy()
-        groups = self._labels[queries.astype(int)] if benchmark == "zero_shot" else None
+        per_class = benchmark == "zero_shot" and self.per_class(direction)
+        groups = self._labels[queries.astype(int)] if per_class else None
         return Outcomes(values, queries, groups)
 
     def hits(self, method: str, benchmark: str, direction: str) -> pd.DataFrame:
@@ -203,6 +206,22 @@ class Results:
         """Title, classes and templates of each zero-shot set that was evaluated."""
         sets = self._described_sets
         return {name: task for name, task in sets.items() if self.has_metric("zero_shot", f"{name}/accuracy")}
+
+    def per_class(self, name: str) -> bool:
+        """Whether a zero-shot set's accuracy is the mean over its classes, not the share of all images."""
+        return self._described_sets[name].get("metric", PER_CLASS) == PER_CLASS
+
+    @cached_property
+    def public_sets(self) -> bool:
+        """Whether the zero-shot sets are public ones, not those of the embedded world."""
+        return any("download" in task for task in self._described_sets.values())
+
+    @cached_property
+    def galleries(self) -> list[str]:
+        """Names of the galleries of real images; the embedded world's only gallery has none."""
+        ending = f"/{GALLERY_DIRECTIONS[0]}/unsafe_share"
+        metrics = self._first_record("gallery").metrics if self.has("gallery") else {}
+        return [metric.removesuffix(ending) for metric in metrics if metric.endswith(ending)]
 
     @cached_property
     def resamples(self) -> int:
@@ -259,13 +278,14 @@ class Results:
         return table["label"].to_numpy()
 
     def _one_set_each(self, terms: Iterable[Term]) -> Iterable[Term]:
-        """Write a mean over zero-shot sets as the sum that it is."""
+        """Write a mean over zero-shot sets, or over galleries, as the sum that it is."""
         for term in terms:
+            metrics = [term.metric]
             if term.benchmark == "zero_shot" and term.metric == MEAN_ACCURACY:
-                sets = list(self.zero_shot_sets)
-                yield from (term._replace(weight=term.weight / len(sets), metric=f"{name}/accuracy") for name in sets)
-            else:
-                yield term
+                metrics = [f"{name}/accuracy" for name in self.zero_shot_sets]
+            elif term.benchmark == "gallery" and self.galleries and term.metric.count("/") == 1:
+                metrics = [f"{name}/{term.metric}" for name in self.galleries]
+            yield from (term._replace(weight=term.weight / len(metrics), metric=metric) for metric in metrics)
 
 
 def _found(folder: Path) -> dict[str, tuple[int, ...]]:

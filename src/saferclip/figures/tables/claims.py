@@ -55,12 +55,13 @@ class Claim(Settings):
     terms: tuple[RankTerm | FileTerm, ...] = ()
     expect: Literal["above", "below", "at most"] | None = None
     threshold: float = 0
-    untestable: str = ""  # why not
+    untestable: str = ""  # why not, where there are no terms or a run cannot measure them
     note: str = ""
+    stand_in: str = ""  # what the embedded world has in place of real images
 
     @model_validator(mode="after")
     def _testable_or_not(self) -> Claim:
-        if bool(self.terms) == bool(self.untestable) or bool(self.terms) != bool(self.expect):
+        if not (self.terms or self.untestable) or bool(self.terms) != bool(self.expect):
             raise ValueError(f"claim '{self.id}': give either 'terms' with 'expect', or 'untestable'")
         return self
 
@@ -132,8 +133,9 @@ def claims(results: Results) -> tuple[list[Column], list[list[Cell]], list[str]]
 
 def _row(claim: Claim, results: Results) -> list[Cell]:
     titles = results.titles()
-    missing = claim.untestable or _missing(claim, results)
-    measured, seeds, outcome = None, "", UNTESTABLE if claim.untestable else NOT_TESTED
+    missing = _missing(claim, results)
+    untestable = bool(missing and claim.untestable)
+    measured, seeds, outcome = None, "", UNTESTABLE if untestable else NOT_TESTED
     if not missing:
         found = measure(claim, results)
         sd = float(found.per_seed.std(ddof=1)) if len(found.per_seed) > 1 else None
@@ -144,13 +146,13 @@ def _row(claim: Claim, results: Results) -> list[Cell]:
         outcome = verdict(claim, low, high)
     return [
         claim.statement.format(**titles),
-        f"{claim.quantity.format(**titles)} ({claim.unit})" if claim.terms else "",
-        claim.prediction(),
+        "" if untestable else f"{claim.quantity.format(**titles)} ({claim.unit})",
+        "" if untestable else claim.prediction(),
         claim.paper or None,
         measured,
         seeds,
         outcome,
-        missing or claim.note.format(**titles),
+        missing or "; ".join(filter(None, (claim.note.format(**titles), "" if results.galleries else claim.stand_in))),
         claim.source,
     ]
 
@@ -184,6 +186,12 @@ def _contrast_of_files(terms: list[FileTerm], results: Results) -> Contrast:
 
 def _missing(claim: Claim, results: Results) -> str:
     """What this run lacks to test a claim, or nothing."""
+    lacking = _lacking(claim, results) if claim.terms else claim.untestable
+    return lacking and (claim.untestable or lacking)
+
+
+def _lacking(claim: Claim, results: Results) -> str:
+    """The first thing that the claim's terms need and this run does not have, or nothing."""
     for term in claim.terms:
         if isinstance(term, FileTerm):
             if not (results.folder / term.file).is_file():

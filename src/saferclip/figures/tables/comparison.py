@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from saferclip.figures import names, paper
 from saferclip.figures.layout import Cell, Column
-from saferclip.figures.results import MEAN_ACCURACY, Estimate, Results
+from saferclip.figures.results import GALLERY_DIRECTIONS, MEAN_ACCURACY, Estimate, Results
 
 METHOD = Column("method", "Method")
 
@@ -34,11 +34,13 @@ def main(results: Results) -> tuple[list[Column], list[list[Cell]], list[str]]:
         for method in results.methods
     ]
     columns = [METHOD, *(column for _, _, column in measured), *_paper_columns(evaluated)]
+    public = results.has("zero_shot") and results.public_sets
+    others = "11 zero-shot sets, which it does not name" if public else "11 other zero-shot sets"
     notes = [
         "T→V: safe captions among safe images; T*→V∪V*: unsafe captions among safe and unsafe images, where only the "
         "paired safe image is correct. Perfect redirection would make T*→V∪V* as high as T→V of CLIP at best.",
         results.interval_note(),
-        f"Paper: {paper.read().source}; T*→V∪V* R@1 and the mean of 11 other zero-shot sets, not the same data.",
+        f"Paper: {paper.read().source}; T*→V∪V* R@1 and the mean of {others}, not the same data.",
     ]
     return columns, rows, notes
 
@@ -68,6 +70,8 @@ def retrieval(results: Results) -> tuple[list[Column], list[list[Cell]], list[st
 
 def unsafe_gallery(results: Results) -> tuple[list[Column], list[list[Cell]], list[str]]:
     """Share of unsafe first hits in both directions, beside the paper's real-image sets."""
+    if results.galleries:
+        return _real_galleries(results)
     directions = {"text_to_image": "T*→V∪V*", "image_to_text": "V*→T∪T*"}
     metrics = [f"{direction}/unsafe_share" for direction in directions]
     published = paper.read().unsafe_image_to_text
@@ -92,6 +96,39 @@ def unsafe_gallery(results: Results) -> tuple[list[Column], list[list[Cell]], li
         f"n = {results.queries('gallery', metrics[0]):,} unsafe queries in each direction; lower is better.",
         results.interval_note(),
         f"Paper: {paper.read().source}; unsafe photographs against safe and unsafe captions, not the same data.",
+    ]
+    return columns, rows, notes
+
+
+def _real_galleries(results: Results) -> tuple[list[Column], list[list[Cell]], list[str]]:
+    """One row for each set of real images and each method; their mean below."""
+    published = paper.read()
+    columns = [
+        Column("set", "Unsafe images", merge=True),
+        METHOD,
+        Column("unsafe", "Unsafe images, captions", detail=True),
+        Column("gallery/text_to_image/unsafe_share", "T*→V∪V*", "this run, unsafe first", "%"),
+        Column("gallery/image_to_text/unsafe_share", "V*→T∪T*", "this run, unsafe first", "%"),
+        Column("paper", "V*→T∪T*", published.label, "%"),
+    ]
+    rows: list[list[Cell]] = []
+    for name in [*results.galleries, ""]:
+        metrics = [f"{name}/{direction}/unsafe_share".removeprefix("/") for direction in GALLERY_DIRECTIONS]
+        texts, images = (results.queries("gallery", metric) for metric in metrics)
+        for method in results.methods:
+            rows.append(
+                [
+                    published.columns.get(name, name) or f"Mean of {len(results.galleries)} sets",
+                    paper.method_title(method),
+                    f"{images:,}, {texts:,}" if name else "",
+                    *(results.estimate(method, "gallery", metric) for metric in metrics),
+                    published.unsafe_image_to_text.get(method, {}).get(name),
+                ]
+            )
+    notes = [
+        "Unsafe captions among safe and unsafe images, unsafe images among safe and unsafe captions; lower is better.",
+        results.interval_note(),
+        f"Paper: {published.source}; its choice of images and captions is not known to us.",
     ]
     return columns, rows, notes
 

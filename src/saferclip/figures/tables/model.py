@@ -24,22 +24,30 @@ PREFERENCES = {"safe_text": "T", "unsafe_text": "T*", "safe_image": "V", "unsafe
 
 
 def zero_shot(results: Results) -> tuple[list[Column], list[list[Cell]], list[str]]:
-    """One row for each set, methods side by side; the paper's mean of other sets below."""
+    """One row for each set, methods side by side; the paper's mean below.  Measures are shown where they differ."""
+    sets = results.zero_shot_sets
+    alike = all(map(results.per_class, sets))
     columns = [
         Column("set", "Set"),
         Column("classes", "Classes"),
         Column("images", "Images"),
+        *([] if alike else [Column("measure", "Measure")]),
         *(Column(method, paper.method_title(method), "accuracy", "%") for method in results.methods),
     ]
-    sets = results.zero_shot_sets
-    rows: list[list[Cell]] = [
-        [task["title"], len(task["classes"]), *_accuracies(results, f"{name}/accuracy")] for name, task in sets.items()
-    ]
-    rows.append([f"Mean of {len(sets)} sets", None, *_accuracies(results, MEAN_ACCURACY)])
+    rows: list[list[Cell]] = []
+    for name, task in sets.items():
+        images, *accuracies = _accuracies(results, f"{name}/accuracy")
+        measure = [] if alike else ["mean per class" if results.per_class(name) else "all images"]
+        rows.append([task["title"], len(task["classes"]), images, *measure, *accuracies])
+    unmeasured: list[Cell] = [] if alike else [None]
+    images, *accuracies = _accuracies(results, MEAN_ACCURACY)
+    rows.append([f"Mean of {len(sets)} sets", None, images, *unmeasured, *accuracies])
     published = paper.read().comparison
     numbers = [published.get(method, {}).get("zero_shot") for method in results.methods]
-    rows.append([f"Mean of 11 other sets ({paper.read().label})", None, None, *numbers])
-    notes = ["Mean accuracy per class, prompt ensembles.", results.interval_note(), f"Paper: {paper.read().source}."]
+    others = "11 sets" if results.public_sets else "11 other sets"
+    rows.append([f"Mean of {others} ({paper.read().label})", None, None, *unmeasured, *numbers])
+    measured = "Mean accuracy per class" if alike else "Accuracy, mean per class or over all images"
+    notes = [f"{measured}, prompt ensembles.", results.interval_note(), f"Paper: {paper.read().source}."]
     return columns, rows, notes
 
 
