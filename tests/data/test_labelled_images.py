@@ -279,3 +279,11 @@ def test_other_pictures_are_made_plain(tmp_path: Path, wds: Path) -> None:
     rewrite(wds, {"s0000007.jpg": buffer.getvalue()})
     rows, _ = built(tmp_path, wds)
     assert pictures.read(rows[7]["image"]["bytes"]).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_prompts_that_come_with_this_repository_are_in_order(tmp_path: Path, wds: Path) -> None:
+    files = sorted((Path(__file__).parents[2] / "config" / "prompts").glob("*.txt"))
+    assert files
+    for prompts in files:
+        _, described = built(tmp_path, wds, templates=str(prompts))
+        assert len(set(described["templates"])) == len(prompts.read_text().splitlines())
