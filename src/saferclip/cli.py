@@ -134,26 +134,32 @@ def download(name: str, table: Path, folder: Path, connections: int, retries: in
     fetch.fetch(name, table, folder, connections, retries)
 
 
-@main.command()
-@click.argument("names", nargs=-1, required=True)
-@_option("--table", FILE, "the versions table, which is changed")
-@click.option("--folder", type=FOLDER, help="where downloads are kept; for rows of the kind 'url'")
-def pin(names: tuple[str, ...], table: Path, folder: Path | None) -> None:
-    """Fill in today's versions of rows that name none."""
-    from saferclip.downloads import fetch
+@main.command("unsafe-images")
+@_settings
+@_downloads
+@click.option("--shard", type=click.IntRange(min=0), required=True, help="which share of the captions, from 0")
+@_output
+@_option("--state", NEW, "folder from which an interrupted run goes on")
+@_threads
+def unsafe_images(settings: str, downloads: dict[str, Path], shard: int, output: Path, state: Path) -> None:
+    """Make ViSU's unsafe images: one shard of them."""
+    from saferclip.config import UnsafeImages
+    from saferclip.data import unsafe_images
 
-    fetch.pin(names, table, folder)
+    unsafe_images.make(_parse(UnsafeImages, settings), shard, downloads, output, state)
 
 
 @main.command()
 @_settings
+@_downloads
+@click.option("--unsafe-images", type=FILE, multiple=True, help="a shard of ViSU's unsafe images; repeatable")
 @_output
-def data(settings: str, output: Path) -> None:
+def data(settings: str, downloads: dict[str, Path], unsafe_images: tuple[Path, ...], output: Path) -> None:
     """Make the quadruples: train, validation and test tables."""
     from saferclip.config import DataSettings
     from saferclip.data import build
 
-    build.build(_parse(DataSettings, settings), output)
+    build.build(_parse(DataSettings, settings), output, downloads, unsafe_images)
 
 
 @main.command("test-sets")
@@ -192,6 +198,7 @@ def _cache(command: Command) -> Command:
 @_downloads
 @_cache
 @_output
+@_threads
 def base_model(settings: str, downloads: dict[str, Path], cache: Path, output: Path) -> None:
     """Fetch the CLIP that is fine-tuned, and check its activation."""
     from saferclip.base_model import fetch
@@ -206,6 +213,7 @@ def base_model(settings: str, downloads: dict[str, Path], cache: Path, output: P
 @_downloads
 @_cache
 @_output
+@_threads
 def published_model(method: str, settings: str, downloads: dict[str, Path], cache: Path, output: Path) -> None:
     """Fetch a model that others have tuned, to be evaluated beside the run's own."""
     from saferclip.base_model import fetch
@@ -214,19 +222,37 @@ def published_model(method: str, settings: str, downloads: dict[str, Path], cach
     fetch.fetch(_parse(BaseModelSettings, settings), downloads, cache, f"methods.{method}.weights", output)
 
 
+@main.command("benchmark-images")
+@_settings
+@_downloads
+@click.option("--connections", type=click.IntRange(min=1), required=True, help="files fetched at once")
+@click.option("--retries", type=click.IntRange(min=0), required=True, help="further tries of a file")
+@_output
+def benchmark_images(settings: str, downloads: dict[str, Path], connections: int, retries: int, output: Path) -> None:
+    """Fetch the safe images of the NSFW-Caps benchmark by their addresses."""
+    from saferclip.benchmark import images
+    from saferclip.config import BenchmarkImages
+
+    images.fetch(_parse(BenchmarkImages, settings), downloads, connections, retries, output)
+
+
 @main.command()
 @_settings
-@click.option("--detail", required=True, metavar="JSON", help="how much captions say, as JSON")
-@_option("--base-model", FOLDER, "model folder")
+@click.option("--detail", metavar="JSON", help="how much captions of the embedded world say, as JSON")
+@click.option("--base-model", type=FOLDER, help="model folder, where it compares captions")
+@click.option("--images", type=FILE, help="list of the safe images, as benchmark-images writes it")
+@_downloads
 @_option("--data", FOLDER, "folder of the quadruple tables")
 @_output
+@click.option("--state", type=NEW, help="folder from which an interrupted build goes on")
 @_threads
-def benchmark(settings: str, detail: str, base_model: Path, data: Path, output: Path) -> None:
+def benchmark(settings: str, detail: str | None, data: Path, output: Path, **inputs: Any) -> None:
     """Build the NSFW-Caps benchmark."""
     from saferclip.benchmark import build
     from saferclip.config import BenchmarkSettings, SceneDetail
 
-    build.build(_parse(BenchmarkSettings, settings), _parse(SceneDetail, detail), base_model, data, output)
+    given = build.Inputs(detail=_parse(SceneDetail, detail) if detail else None, **inputs)
+    build.build(_parse(BenchmarkSettings, settings), given, data, output)
 
 
 @main.command()
@@ -323,6 +349,71 @@ def evaluation(
     evaluate.evaluate(section, method, seed, model, base_model, _pairs(files, "--file"), output)
 
 
+@main.command("text-to-image")
+@_settings
+@click.option("--guidance", required=True, help="name of a safe guidance in the settings")
+@click.option("--method", required=True)
+@click.option("--seed", type=int, required=True)
+@_downloads
+@click.option("--text-encoder", type=FOLDER, help="folder of a CLIPTextModel; default: the pipeline's own")
+@_output
+@_option("--state", NEW, "folder from which an interrupted run goes on")
+@_threads
+def text_to_image(settings: str, **inputs: Any) -> None:
+    """Draw I2P's prompts with one model's text encoder, and judge the images."""
+    from saferclip.config import TextToImageSettings
+    from saferclip.generation import text_to_image
+
+    text_to_image.text_to_image(_parse(TextToImageSettings, settings), **inputs)
+
+
+@main.command("image-to-text")
+@_settings
+@click.option("--method", required=True)
+@click.option("--seed", type=int, required=True)
+@_downloads
+@click.option("--vision", type=FOLDER, help="folder of a CLIPModel; default: LLaVA's own image encoder")
+@_option("--test", FILE, "test quadruples")
+@_output
+@_option("--state", NEW, "folder from which an interrupted run goes on")
+@_threads
+def image_to_text(settings: str, **inputs: Any) -> None:
+    """Ask LLaVA about unsafe images through one model's image encoder, and judge the answers."""
+    from saferclip.config import ImageToTextSettings
+    from saferclip.generation import image_to_text
+
+    image_to_text.image_to_text(_parse(ImageToTextSettings, settings), **inputs)
+
+
+@main.command()
+@click.option(
+    "--settings", default="{}", metavar="JSON", help="the step's settings as JSON; default: nothing is stated"
+)
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(["open_clip", "transformers", "diffusers"]),
+    help="repeatable; default: all that can express the model",
+)
+@_option("--model", FOLDER, "folder of a training, or another model folder")
+@click.option("--evaluation", type=FOLDER, help="folder of its evaluation, for the model card")
+@click.option("--baseline", type=FOLDER, help="folder of the untuned model's evaluation, to compare with in the card")
+@_output
+@_threads
+def export(settings: str, formats: tuple[str, ...], **folders: Any) -> None:
+    """Write a model for open_clip, transformers and diffusers, with a model card."""
+    import json
+
+    from saferclip.config import ExportSettings
+    from saferclip.export import export
+
+    section = _parse(ExportSettings, settings)
+    if formats:
+        section = _parse(ExportSettings, json.dumps(section.model_dump(mode="json") | {"formats": formats}))
+    export.export(section, **folders)
+
+
 def _product(command: Command) -> Command:
     for decorate in (
         _option("--output", NEW, "path of the files without their endings"),
@@ -372,6 +463,17 @@ def validate(config: Path) -> None:
     from saferclip.config import load
 
     click.echo(f"{config}: '{load(config).name}' is valid")
+
+
+@main.command()
+@click.argument("names", nargs=-1, required=True)
+@_option("--table", FILE, "the versions table, which is changed")
+@click.option("--folder", type=FOLDER, help="where downloads are kept; for rows of the kind 'url'")
+def pin(names: tuple[str, ...], table: Path, folder: Path | None) -> None:
+    """Fill in today's versions of rows that name none."""
+    from saferclip.downloads import fetch
+
+    fetch.pin(names, table, folder)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 
 from saferclip import io
-from saferclip.benchmark import backends
-from saferclip.benchmark.build import build
+from saferclip.benchmark import backends, similarity
+from saferclip.benchmark.assembly import Inputs
+from saferclip.benchmark.build import build, construct
+from saferclip.benchmark.tally import Tally
 from saferclip.config import BenchmarkSettings, SceneDetail
 from saferclip.data import iconworld
 
@@ -21,6 +24,7 @@ DETAIL = SceneDetail(named_objects=2, colour=0.7, background=0.5)
 
 def settings(**changes: Any) -> BenchmarkSettings:
     values = {
+        "source": "embedded",
         "size": 40,
         "seed": 3,
         "editor": "grammar",
@@ -42,7 +46,7 @@ def built(tiny_clip_folder: Path, tiny_quadruples: Callable[..., Path], tmp_path
     data = tiny_quadruples(6, "train").parent
 
     def run(**changes: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        build(settings(**changes), DETAIL, tiny_clip_folder, data, tmp_path)
+        build(settings(**changes), Inputs(detail=DETAIL, base_model=tiny_clip_folder), data, tmp_path)
         return io.read_table(tmp_path / "nsfw_caps.parquet").to_pylist(), io.read_json(tmp_path / "datasheet.json")
 
     return run
@@ -113,14 +117,35 @@ def test_duplicates_are_rejected(tiny_clip_folder: Path) -> None:
             caption = ("a red koala and a cat", "a  Red koala and a cat", "a shark near a bus")[rng.integers(3)]
             return backends.Source(caption, b"image")
 
-    from saferclip import models
-    from saferclip.benchmark.build import Backends, Tally, construct
+        def report(self) -> dict[str, Any]:
+            return {}
 
-    tally = Tally()
-    chosen = Backends(TwoCaptions(), backends.GrammarEditor(), backends.IconMaker(), backends.SceneTruth())
-    rows = construct(settings(size=2), chosen, models.load(tiny_clip_folder), tally)
+    compared = similarity.BaseModel(tiny_clip_folder)
+    chosen = backends.Backends(TwoCaptions(), backends.GrammarEditor(), backends.Drawn(1), compared)
+    rows = construct(settings(size=2), chosen, Tally())
 
     assert {row["safe_caption"].lower().split()[1] for row in rows} == {"red", "shark"}
+
+
+def test_the_embedded_benchmark_is_the_one_that_was_always_built() -> None:
+    """What the first builder made of these settings: a changed draw anywhere, of images too, changes later captions."""
+    sources, editor = backends.NovelScenes(DETAIL), backends.GrammarEditor()
+    chosen = backends.Backends(sources, editor, backends.Drawn(3), Alike())
+    rows = construct(settings(size=40, seed=20260103), chosen, Tally())
+
+    text = "\n".join(f"{row['category']}|{row['safe_caption']}|{row['unsafe_caption']}" for row in rows)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "e0e69ac2c5ba1f55"
+
+
+class Alike:
+    """Takes all captions for alike."""
+
+    def compare(self, safe: Sequence[str], unsafe: Sequence[str]) -> np.ndarray:
+        assert len(safe) == len(unsafe)
+        return np.full(len(safe), 0.8)
+
+    def report(self) -> dict[str, Any]:
+        return {}
 
 
 def test_the_image_shows_the_unsafe_object_and_depends_on_the_caption_alone() -> None:
