@@ -2,6 +2,12 @@ localrules:
     download,
 
 
+rule downloads:
+    """All that this run fetches, and nothing else: where only the login node has a network, ask for this first."""
+    input:
+        [str(path) + ".json" for path in fetched().values()],
+
+
 if RUN.downloads:
 
     rule download:
