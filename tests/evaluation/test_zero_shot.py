@@ -99,7 +99,7 @@ def test_a_set_may_ask_for_the_share_of_all_images(
     means = statistics.bootstrap_means(right, settings.bootstrap, settings.bootstrap_seed)
     low, high = np.percentile(means, [2.5, 97.5])
     assert (found.metrics["objects/accuracy"].low, found.metrics["objects/accuracy"].high) == pytest.approx((low, high))
-    assert found.counts["objects/left_out"] == 7
+    assert (found.counts["objects/left_out"], found.counts["objects/ambiguous_classes"]) == (7, 0)
 
 
 def test_intervals_resample_images_within_classes_and_sets_independently(

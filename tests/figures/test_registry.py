@@ -122,6 +122,25 @@ def test_all_default_products_apply_to_the_mini_run(mini: Config) -> None:
     assert registry.applicable(registry.TABLES, mini) == [name for name in registry.TABLES if name != "learning_rates"]
 
 
+def test_public_test_sets_are_said_to_be_real_and_not_calibrated(mini: Config) -> None:
+    drawn = registry.caption(registry.TABLES["unsafe_gallery"], mini)
+    assert "over 200 queries in each direction; a drawing style that no training set shows stands in" in drawn
+    public = {"galleries": {"smid": "smid"}, "zero_shot": {}, "safe_images": "safe", "seed": 1}
+    pets = {"title": "Pets", "download": "pets", "split": "test", "metric": "accuracy"}
+    public |= {"zero_shot": {"pets": pets}, "gallery_unsafe": 9, "gallery_safe_ratio": 9, "gallery_minimum": 1}
+    real = changed(
+        mini,
+        title="ViSU",
+        test_sets={"source": "public", "public": public},
+        data={"source": "local", "local": {"train": "a.csv", "validation": "b.csv", "test": "c.csv"}},
+        evaluation={**mini.evaluation.model_dump(mode="json"), "benchmarks": ["test", "gallery", "zero_shot"]},
+    )
+    caption = registry.caption(registry.TABLES["unsafe_gallery"], real)
+    assert "over all queries in each direction; unsafe images are real ones, captions are those of ViSU." in caption
+    assert {"unsafe_gallery", "zero_shot", "claims"} <= set(registry.applicable(registry.TABLES, real))
+    assert "calibration" not in registry.applicable(registry.TABLES, real)
+
+
 def test_products_without_their_benchmark_are_left_out_and_others_read_less(mini: Config) -> None:
     evaluation = {**mini.evaluation.model_dump(mode="json"), "benchmarks": ["test"]}
     small = changed(mini, evaluation=evaluation, methods={"clip": {}})

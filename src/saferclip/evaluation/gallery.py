@@ -80,7 +80,9 @@ def evaluate(path: Path, encoders: Encoders, settings: EvaluationSettings) -> Re
     table = Table.open(path)
     sets = table.sets()
     named = list(sets) != [""]
-    result = Result(counts={"rows": len(table.rows), "without_image": table.pictured.count(False)})
+    result = Result(counts={"rows": len(table.rows)})
+    if not named:
+        result.counts["without_image"] = table.pictured.count(False)
     found = {name: list(_search(table, name, places, encoders.model, settings)) for name, places in sets.items()}
     for hits in (hits for of_set in found.values() for hits in of_set):
         result.counts.update(hits.counts)

@@ -98,7 +98,7 @@ def _counts(name: str, task: dict[str, Any], images: int) -> dict[str, int]:
     if "left_out" in task:
         counts[f"{name}/left_out"] = task["left_out"]
         # Classes of one name cannot be told apart, and ties count against the model.
-        counts[f"{name}/classes_of_another's_name"] = len(task["classes"]) - len(set(task["classes"]))
+        counts[f"{name}/ambiguous_classes"] = len(task["classes"]) - len(set(task["classes"]))
     return counts
 
 

@@ -43,6 +43,7 @@ class Product:
     details: str = ""  # how to read it, in the report; tables say it themselves
     needs: frozenset[str] = frozenset()
     on_request: bool = False  # its inputs come from no rule of the default run
+    embedded: bool = False  # says something of the embedded world alone
 
 
 FIGURES: Mapping[str, Product] = {
@@ -190,7 +191,8 @@ TABLES: Mapping[str, Product] = {
         function="saferclip.figures.tables.model:calibration",
         inputs=tuple(path.format(method="{untuned}", seed="{seed}") for path in (TEST, NSFW_CAPS, ZERO_SHOT, RANKS))
         + ZERO_SHOT_SETS,
-        needs=frozenset({"test", "nsfw_caps", "zero_shot"}),  # the latter two: only of the embedded world
+        needs=frozenset({"test", "nsfw_caps", "zero_shot"}),
+        embedded=True,
     ),
     "mining": Product(
         title="Mined targets",
@@ -227,6 +229,7 @@ def applicable(products: Mapping[str, Product], config: Config) -> list[str]:
         for name, product in products.items()
         if product.needs <= set(config.evaluation.benchmarks)
         and not product.on_request
+        and (config.data.source == "embedded" or not product.embedded)
         and (trained or not any("{trained}" in path for path in product.inputs))
     ]
 
