@@ -271,19 +271,19 @@ class LocalData(Settings):
 class VisuColumns(Settings):
     """What ViSU's release calls the fields of a record."""
 
-    id: str = Field("incremental_id", description="the record's number; its place in the file where there is none")
-    safe: str = Field("safe", description="COCO's caption")
-    unsafe: str = Field("nsfw", description="the unsafe caption made from it")
-    tag: str = Field("tag", description="kind of harm")
-    image: str = Field("coco_id", description="number of the COCO image")
-    seeds: str = Field("seeds", description="the unsafe image's seeds, where records have seeds of their own")
+    id: str = Field(default="incremental_id", description="the record's number; default: its place in the file")
+    safe: str = Field(default="safe", description="COCO's caption")
+    unsafe: str = Field(default="nsfw", description="the unsafe caption made from it")
+    tag: str = Field(default="tag", description="kind of harm")
+    image: str = Field(default="coco_id", description="number of the COCO image")
+    seeds: str = Field(default="seeds", description="the unsafe image's seeds, where records have seeds of their own")
 
 
 class VisuText(Settings):
     """The captions of ViSU (Safe-CLIP's data set), from its gated release."""
 
     text: Download = Field(description="the release: a JSON file for each split")
-    columns: VisuColumns = Field(default_factory=VisuColumns, description="what the release calls its fields")
+    columns: VisuColumns = Field(default=VisuColumns(), description="what the release calls its fields")
     limit: Positive | None = Field(None, description="rows of each split, for trials; default: all")
 
 
@@ -786,6 +786,19 @@ class CostSettings(Settings):
     download_gigabytes: dict[RunName, float] = Field({}, description="sizes that the table of downloads does not say")
 
 
+class ExportSettings(Settings):
+    """What a model card says of a run that its files do not, and what is exported."""
+
+    licence: str | None = Field(
+        None, description="of the exported weights, as the hub calls it, such as cc-by-nc-4.0; default: not stated"
+    )
+    formats: Distinct[Literal["open_clip", "transformers", "diffusers"]] | None = Field(
+        None, description="default: all that can express the architecture"
+    )
+    title: str | None = Field(None, description="how the training data are called; default: the run's title")
+    base_model: str | None = Field(None, description="where the base model came from; default: the run's source")
+
+
 class Config(Settings):
     """A whole run."""
 
@@ -805,6 +818,7 @@ class Config(Settings):
     evaluation: EvaluationSettings
     generation: GenerationSettings | None = None
     figures: FigureSettings
+    export: ExportSettings | None = None
     costs: CostSettings | None = None
 
     @field_validator("methods")
@@ -886,6 +900,12 @@ class Config(Settings):
         runs = self.figures.runs or {method: self.seeds_of(method) for method in self.methods}
         return self.figures.model_copy(update={"title": self.figures.title or self.title, "runs": runs})
 
+    def export_settings(self) -> ExportSettings:
+        """What an export depends on: its section, with the run's title and base model filled in."""
+        settings = self.export or ExportSettings.model_validate({})
+        known = {"title": settings.title or self.title, "base_model": settings.base_model or self.base_model.source}
+        return settings.model_copy(update=known)
+
     def section(self, step: str, method: str | None = None) -> Settings:
         """The settings of one step.
 
@@ -906,6 +926,7 @@ class Config(Settings):
             "mining": self.mining,
             "training": self.training(method) if method and step == "training" else None,
             "evaluation": self.evaluation,
+            "export": self.export_settings(),
             "text_to_image": self.generation and self.generation.text_to_image,
             "image_to_text": self.generation and self.generation.image_to_text,
             "figure": self.figure_settings(),

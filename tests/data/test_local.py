@@ -70,7 +70,7 @@ class Pairs:
                 (folder / row["safe_image"]).write_bytes(encoded("JPEG", number))
                 (folder / row["unsafe_image"]).write_bytes(encoded("PNG", number))
             write_csv(folder / f"{split}.csv", rows)
-        self.settings: dict[str, Path] = {split: folder / f"{split}.csv" for split in SPLITS}
+        self.settings: dict[str, Any] = {split: folder / f"{split}.csv" for split in SPLITS}
 
     def rewrite(self, split: str = "train", columns: Iterable[str] = COLUMNS) -> Path:
         return write_csv(self.settings[split], self.rows[split], columns)
@@ -173,6 +173,43 @@ def test_category_is_optional_for_a_table_and_for_a_row(pairs: Pairs) -> None:
     output = pairs.build()
     assert [row["category"] for row in read(output / "train.parquet")] == ["weapons", "unsafe", "weapons"]
     assert [row["category"] for row in read(output / "test.parquet")] == ["unsafe"] * 3
+
+
+def test_rows_may_lack_images_where_the_settings_keep_them(pairs: Pairs, caplog: pytest.LogCaptureFixture) -> None:
+    pairs.settings["missing_images"] = "keep"
+    pairs.rows["train"][0]["unsafe_image"] = ""
+    pairs.rows["train"][2]["safe_image"] = "  "
+    pairs.rewrite()
+    pairs.rewrite("validation", [name for name in COLUMNS if name != "unsafe_image"])
+    pairs.rows["test"][1]["safe_image"] = None
+    pairs.settings["test"] = write_parquet(pairs.folder / "test.parquet", pairs.rows["test"])
+    output = pairs.build()
+    gaps = {
+        split: [
+            [row[name] is None for name in ("safe_image", "unsafe_image")] for row in read(output / f"{split}.parquet")
+        ]
+        for split in SPLITS
+    }
+    assert gaps == {
+        "train": [[False, True], [False, False], [True, False]],
+        "validation": [[False, True]] * 3,
+        "test": [[False, False], [True, False], [False, False]],
+    }
+    assert "train.csv: 1 of 3 rows have no safe_image" in caplog.text
+    assert "validation.csv: 3 of 3 rows have no unsafe_image" in caplog.text
+
+
+def test_what_is_wrong_with_an_image_is_wrong_even_where_images_may_be_missing(pairs: Pairs) -> None:
+    pairs.settings["missing_images"] = "keep"
+    pairs.rows["train"][1]["unsafe_image"] = "train/elsewhere.png"
+    (pairs.folder / "train" / "safe0.jpg").write_bytes(b"<html>")
+    pairs.rows["train"][2]["safe_image_"] = pairs.rows["train"][2].pop("safe_image")
+    pairs.rewrite()
+    found = pairs.problems()
+    assert any("line 3: unsafe_image: train/elsewhere.png does not exist" in line for line in found)
+    assert any("line 2: safe_image: not a JPEG" in line for line in found)
+    pairs.rewrite("train", ["id", "safe_caption", "unsafe_caption", "safe_image_", "unsafe_image"])
+    assert "column 'safe_image': missing; rename 'safe_image_'?" in "".join(pairs.problems())
 
 
 def test_other_columns_and_their_order_do_not_matter(pairs: Pairs) -> None:

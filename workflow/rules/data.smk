@@ -1,10 +1,51 @@
+MADE = RUN.data.visu.unsafe_images if RUN.data.source == "visu" else None
+SHARDS = range(MADE.shards) if MADE else []
+
+
+if MADE:
+
+    rule unsafe_images:
+        """ViSU's unsafe images, which are withheld: painted anew, judged, and kept if flagged. A shard for each job."""
+        input:
+            downloads=needed("unsafe_images"),
+            code=modules("data.unsafe_images"),
+        output:
+            table=f"{R}/unsafe_images/{{shard}}.parquet",
+            summary=f"{R}/unsafe_images/{{shard}}.json",
+        log:
+            f"{LOGS}/unsafe_images/{{shard}}.log",
+        benchmark:
+            f"{LOGS}/unsafe_images/{{shard}}.tsv"
+        wildcard_constraints:
+            shard=r"\d+",
+        conda:
+            ENVIRONMENT
+        threads: 1
+        resources:
+            mem_mb=16000,
+            runtime=1440,
+            gpu=0,
+        params:
+            settings=settings("unsafe_images"),
+            downloads=lambda wildcards: given("unsafe_images"),
+            # Outside the outputs, which Snakemake deletes when a job fails: an interrupted run goes on from here.
+            state=lambda wildcards: f"{R}/state/unsafe_images/{wildcards.shard}",
+            folder=subpath(output.table, parent=True),
+        shell:
+            "saferclip unsafe-images --settings {params.settings:q} {params.downloads} --shard {wildcards.shard}"
+            " --output {params.folder} --state {params.state} --threads {threads} 2> {log}"
+
+
 rule data:
     """Quadruples of safe and unsafe captions and images, in three splits."""
     input:
-        tables=[str(getattr(RUN.data.local, split)) for split in SPLITS] if RUN.data.local else [],
+        tables=[str(getattr(RUN.data.local, split)) for split in SPLITS] if RUN.data.source == "local" else [],
+        downloads=lambda wildcards: needed("data"),
+        unsafe_images=[f"{R}/unsafe_images/{shard}.parquet" for shard in SHARDS],
         code=modules("data.build"),
     output:
         expand(f"{R}/data/{{split}}.parquet", split=SPLITS),
+        [f"{R}/data/summary.json"] if RUN.data.source == "visu" else [],
     log:
         f"{LOGS}/data.log",
     benchmark:
@@ -17,9 +58,12 @@ rule data:
         runtime=60,
     params:
         settings=settings("data"),
+        downloads=lambda wildcards: given("data"),
+        unsafe_images=lambda wildcards, input: [f"--unsafe-images {file}" for file in input.unsafe_images],
         folder=subpath(output[0], parent=True),
     shell:
-        "saferclip data --settings {params.settings:q} --output {params.folder} 2> {log}"
+        "saferclip data --settings {params.settings:q} {params.downloads} {params.unsafe_images}"
+        " --output {params.folder} 2> {log}"
 
 
 rule test_sets:

@@ -7,7 +7,9 @@ told at once.
 from __future__ import annotations
 
 import csv
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +35,8 @@ COLUMNS = (*REQUIRED, "category")
 CATEGORY = "unsafe"  # of rows that name none
 BATCH = 64  # rows held at once; images may be large
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -41,6 +45,11 @@ class Table:
     split: str
     path: Path
     root: Path
+    gaps: bool  # whether rows may lack images
+
+    def lacks(self, cell: Any) -> bool:
+        """Whether a cell holds no image, as it may."""
+        return self.gaps and _embedded(cell) is None and blank(cell.get("path") if isinstance(cell, dict) else cell)
 
 
 @dataclass(frozen=True)
@@ -54,11 +63,13 @@ class Row:
 def quadruples(settings: LocalData) -> dict[str, Iterator[dict[str, Any]]]:
     """Check all three tables, then give each split's rows (`io.QUADRUPLE_COLUMNS`) one by one.
 
-    Images are encoded bytes of RGB pictures: the original ones if possible, PNG otherwise.
+    Images are encoded bytes of RGB pictures: the original ones if possible, PNG otherwise; None where a cell is empty
+    and the settings say that such rows are kept.
     Raises DataError listing every problem with file, row, column and remedy.
     """
+    gaps = settings.missing_images == "keep"
     tables = [
-        Table(split, path, settings.image_root or path.parent)
+        Table(split, path, settings.image_root or path.parent, gaps)
         for split, path in (("train", settings.train), ("validation", settings.validation), ("test", settings.test))
     ]
     _check(tables)
@@ -67,11 +78,14 @@ def quadruples(settings: LocalData) -> dict[str, Iterator[dict[str, Any]]]:
 
 def _quadruples(table: Table) -> Iterator[dict[str, Any]]:
     """Rows of a table that was found to be right."""
+    rows, missing = 0, Counter[str]()
     with ThreadPool() as pool:
         for batch in _batches(table, f"{table.split}: images"):
             safe = pool.map(partial(_plain, table, "safe_image"), batch)
             unsafe = pool.map(partial(_plain, table, "unsafe_image"), batch)
             for row, safe_image, unsafe_image in zip(batch, safe, unsafe, strict=True):
+                rows += 1
+                missing.update(safe_image=safe_image is None, unsafe_image=unsafe_image is None)
                 yield {
                     "id": _identifier(row.cells["id"]),
                     "split": table.split,
@@ -82,10 +96,17 @@ def _quadruples(table: Table) -> Iterator[dict[str, Any]]:
                     "unsafe_image": unsafe_image,
                 }
 
+    for column, count in missing.items():
+        if count:
+            logger.warning("%s: %d of %d rows have no %s", table.path, count, rows, column)
 
-def _plain(table: Table, column: str, row: Row) -> bytes:
+
+def _plain(table: Table, column: str, row: Row) -> bytes | None:
+    cell = row.cells.get(column)
+    if table.lacks(cell):
+        return None
     try:
-        return pictures.plain(_encoded(table, row.cells[column]))
+        return pictures.plain(_encoded(table, cell))
     except (DataError, pictures.PictureError) as error:
         raise DataError(f"{table.path}: {row.place}: {column}: {error}") from error
 
@@ -137,7 +158,7 @@ def _check_columns(table: Table, problems: Problems) -> list[str]:
         problems.add(table.path, f"column '{name}'", "there are several; rename or remove the others")
     others = [name for name in names if name not in COLUMNS]
     for name in REQUIRED:
-        if name not in names:
+        if name not in names and not (table.gaps and name in IMAGES and not nearest(name, others)):
             near = nearest(name, others)
             advice = f"rename '{near}'?" if near else f"the table has {', '.join(names) or 'no columns'}"
             problems.add(table.path, f"column '{name}'", f"missing; {advice}")
@@ -191,6 +212,8 @@ def _identifier(value: Any) -> Any:
 
 def _image_problem(table: Table, cell: Any, *, verdicts: dict[Path, str | None]) -> str | None:
     """What is wrong with an image; ``verdicts`` remembers files that many rows share."""
+    if table.lacks(cell):
+        return None
     try:
         path = None if _embedded(cell) else _image_path(table, cell)
         if path is None or path not in verdicts:

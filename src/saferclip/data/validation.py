@@ -24,11 +24,11 @@ class Problems:
         if self.count <= SHOWN:
             self._messages.append(": ".join(map(str, parts)))
 
-    def check(self) -> None:
-        """Raise DataError naming the problems, if there are any."""
+    def check(self, outcome: str = "nothing was written") -> None:
+        """Raise DataError naming the problems, if there are any, and what came of them."""
         if not self.count:
             return
-        lines = [f"{self.count} problem{'s' * (self.count > 1)} in the data; nothing was written", *self._messages]
+        lines = [f"{self.count} problem{'s' * (self.count > 1)} in the data; {outcome}", *self._messages]
         if self.count > SHOWN:
             lines.append(f"... and {self.count - SHOWN} more")
         raise DataError("\n  ".join(lines))
