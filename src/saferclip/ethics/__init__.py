@@ -26,6 +26,12 @@ LOOKS = {
     **{"o": "0", "s": "5$z", "t": "7+", "z": "2s"},
 }
 MASKS = "*#%"  # what hides a letter
+REVERSALS = {
+    "LRO",
+    "RLO",
+    "RLE",
+    "RLI",
+}  # characters that turn the order of letters round, after which none can be read
 UNITS = r"(?:years?|yrs?|months?|weeks?|days?|hours?)"
 SMALL = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -36,7 +42,7 @@ ORDINALS = (
     *("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh"),
     *("twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth", "seventeenth", "eighteenth", "nineteenth"),
 )
-NUMBER = rf"(?:\d+|(?:{'|'.join(TENS)})(?:[\s-]+(?:{'|'.join(SMALL)}))?|{'|'.join(sorted(SMALL, reverse=True))})"
+NUMBER = rf"(?>\d+|(?:{'|'.join(TENS)})(?:[\s-]+(?:{'|'.join(SMALL)}))?|{'|'.join(sorted(SMALL, reverse=True))})"
 ORDINAL = rf"(?:\d+(?:st|nd|rd|th)|(?:{'|'.join(TENS)})[\s-]+\w+|{'|'.join(f'{name[:-1]}ieth' for name in TENS[:8])})"
 
 
@@ -100,7 +106,7 @@ def readable(text: str) -> str:
 
 def _plain(character: str) -> str:
     """A character of a decomposed text as ASCII, if it can be told what it stands for."""
-    if character.isascii():
+    if character.isascii() or unicodedata.bidirectional(character) in REVERSALS:
         return character
     kind, name = unicodedata.category(character), unicodedata.name(character, "")
     if kind in ("Cf", "Mn", "Me", "Sk", "Pd"):
