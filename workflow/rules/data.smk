@@ -83,8 +83,8 @@ rule test_sets:
         ENVIRONMENT
     threads: 2
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=3000,
+        runtime=240,
     params:
         settings=settings("test_sets"),
         downloads=lambda wildcards: given("test_sets"),
