@@ -38,6 +38,8 @@ include: "workflow/rules/benchmark.smk"
 include: "workflow/rules/mining.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/export.smk"
+include: "workflow/rules/generation.smk"
 include: "workflow/rules/figures.smk"
 
 

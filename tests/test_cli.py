@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 MINI = str(ROOT / "config/mini.yaml")
 STEPS = (
     "download",
+    "unsafe-images",
     "data",
     "test-sets",
     "base-model-training",
@@ -31,6 +32,7 @@ STEPS = (
     "training",
     "learning-rate-selection",
     "evaluation",
+    "export",
     "figure",
     "table",
 )

@@ -265,25 +265,25 @@ class LocalData(Settings):
     validation: Path = Field(description="table of validation quadruples")
     test: Path = Field(description="table of test quadruples")
     image_root: Path | None = Field(None, description="relative image paths start here; default: the table's folder")
-    missing_images: MissingImages = Field("refuse", description="rows without one of their images")
+    missing_images: MissingImages | None = Field(None, description="rows without one of their images; default: refuse")
 
 
 class VisuColumns(Settings):
-    """What ViSU's release calls the fields of a record."""
+    """What ViSU's release calls the fields of a record, where it is not what it used to be."""
 
-    id: str = Field(default="incremental_id", description="the record's number; default: its place in the file")
-    safe: str = Field(default="safe", description="COCO's caption")
-    unsafe: str = Field(default="nsfw", description="the unsafe caption made from it")
-    tag: str = Field(default="tag", description="kind of harm")
-    image: str = Field(default="coco_id", description="number of the COCO image")
-    seeds: str = Field(default="seeds", description="the unsafe image's seeds, where records have seeds of their own")
+    id: str | None = Field(None, description="the record's number; default: incremental_id, or its place in the file")
+    safe: str | None = Field(None, description="COCO's caption; default: safe")
+    unsafe: str | None = Field(None, description="the unsafe caption made from it; default: nsfw")
+    tag: str | None = Field(None, description="kind of harm; default: tag")
+    image: str | None = Field(None, description="number of the COCO image; default: coco_id")
+    seeds: str | None = Field(None, description="seeds of the unsafe image, if records have their own; default: seeds")
 
 
 class VisuText(Settings):
     """The captions of ViSU (Safe-CLIP's data set), from its gated release."""
 
     text: Download = Field(description="the release: a JSON file for each split")
-    columns: VisuColumns = Field(default=VisuColumns(), description="what the release calls its fields")
+    columns: VisuColumns | None = Field(None, description="names of the release's fields")
     limit: Positive | None = Field(None, description="rows of each split, for trials; default: all")
 
 

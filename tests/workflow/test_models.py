@@ -66,3 +66,9 @@ def test_a_published_models_source_is_checked_like_any_setting(finished: Any) ->
     changes = {"methods.published": {"weights": {"source": "download:x", "architectur": "ViT-B-32"}}}
     text = finished.snakemake("--dry-run", config=finished.variant("wrong", changes), check=False)
     assert "methods.published.weights.architectur: unknown key; did you mean 'architecture'?" in text
+
+
+def test_exports_are_made_on_request_for_every_trained_method_and_seed(finished: Any) -> None:
+    assert "export" not in finished.plan("--forceall").counts
+    found = {(job["method"], job["seed"]) for job in finished.plan("exports").of("export")}
+    assert found == {(method, seed) for method in ("safe-clip", "safer-clip") for seed in "012"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TARGETS = {"all", "downloads", "figures_and_tables"}  # these only name files
+TARGETS = {"all", "downloads", "exports", "figures_and_tables"}  # these only name files
 
 # Prints what Snakemake understood; a process of its own, because Snakemake is one workflow per process.
 DUMP = """

@@ -12,6 +12,7 @@ import yaml
 from snakemake.logging import logger
 
 from saferclip import downloads, plan
+from saferclip.config import downloads_of
 from saferclip.figures import registry
 
 R = f"results/{RUN.name}"
@@ -79,6 +80,12 @@ def needed(step, method=None):
     """Files that a step waits for before it reads its downloads: their manifests, or the user's own files."""
     places = RUN.downloads_of(step, method)
     return [str(path if name in RUN.downloads.local else f"{path}.json") for name, path in places.items()]
+
+
+def fetched():
+    """Everything of the table of downloads that the run speaks of and the user has not got: name to folder."""
+    names = downloads_of(RUN) if RUN.downloads else []
+    return {name: RUN.downloads.path(name) for name in names if name not in RUN.downloads.local}
 
 
 def given(step, method=None):
@@ -163,6 +170,12 @@ def evaluated_model(wildcards):
         return model(f"{R}/training/{wildcards.method}/seed-{wildcards.seed}")
     untuned = RUN.methods[wildcards.method] is None
     return model(f"{R}/base_model" if untuned else f"{R}/published_model/{wildcards.method}")
+
+
+def exported(folder, method="{method}", seed="{seed}"):
+    """What every export of a model has, whatever its architecture."""
+    place = f"{folder}/{method}/seed-{seed}"
+    return [f"{place}/README.md", f"{place}/export.json", *model(f"{place}/open_clip")]
 
 
 def products(kind):

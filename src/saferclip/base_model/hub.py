@@ -41,6 +41,6 @@ def _row(name: str, repository: str, revision: str, patterns: tuple[str, ...]) -
     except ValidationError as error:
         wrong = f"{repository}@{revision}" if revision else repository
         raise ConfigError(
-            f"source: '{wrong}' is not understood; write hf-hub:<owner>/<repository>, or that with @ and the full hash of "
-            "a commit"
+            f"source: '{wrong}' is not understood; write hf-hub:<owner>/<repository>, or that with @ and the full hash "
+            "of a commit"
         ) from error

@@ -1,0 +1,1 @@
+"""A trained model in the formats of the libraries that people use, each proved to give the same embeddings."""
