@@ -11,8 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from saferclip import io
+from saferclip.cli import main
 from saferclip.config import PublicSets, SetsStep
 from saferclip.data import picture_files, test_sets
 
@@ -154,6 +156,28 @@ def test_galleries_need_the_test_quadruples(tmp_path: Path, places: dict[str, Pa
     sets = SETTINGS | {"galleries": {"smid": "smid"}, "safe_images": "coco"}
     with pytest.raises(io.DataError, match="write --test <table>"):
         test_sets.build(SetsStep(public=PublicSets.model_validate(sets)), places, None, tmp_path)
+
+
+def test_the_command_takes_places_by_name(tmp_path: Path, places: dict[str, Path], test_table: Path) -> None:
+    sets = SETTINGS | {"galleries": {"smid": "smid"}, "safe_images": "coco"}
+    settings = SetsStep(public=PublicSets.model_validate(sets)).model_dump_json()
+    given = [f"--download={name}={places[name]}" for name in ("smid", "coco")]
+    command = [
+        "test-sets",
+        "--settings",
+        settings,
+        *given,
+        "--test",
+        str(test_table),
+        "--output",
+        str(tmp_path / "sets"),
+    ]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in (tmp_path / "sets").iterdir()) == ["gallery.json", "gallery.parquet"]
+    failed = CliRunner().invoke(main, [part for part in command if part != given[1]])
+    assert failed.exit_code == 1
+    assert "error: no place is given for coco; write --download coco=<folder>" in failed.output
 
 
 # Folders and zips -------------------------------------------------------------------------------
