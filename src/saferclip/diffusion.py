@@ -33,7 +33,7 @@ class Painter:
     def paint(self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None) -> list[Image.Image]:
         """One image for each prompt, from noise that its own seed decides; ``guidance`` replaces the settings' scale.
 
-        Raises DataError where safe guidance is wanted of a pipeline, or at a scale, that cannot give it.
+        Raises DataError where safe guidance is wanted of a pipeline that cannot give it.
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts, but {len(seeds)} seeds")
@@ -47,8 +47,9 @@ class Painter:
     def _batch(self, prompts: list[str], seeds: Sequence[int], scale: float) -> list[Image.Image]:
         size = self.settings.image_size
         with ExitStack() as contexts:
-            if self.safe_guidance:
-                contexts.enter_context(safely(self.pipeline, self.safe_guidance, scale))
+            # Up to 1 there is no guidance that could be made safe.
+            if self.safe_guidance and scale > 1:
+                contexts.enter_context(safely(self.pipeline, self.safe_guidance))
             return self.pipeline(
                 prompt=prompts,
                 height=size,
@@ -204,15 +205,13 @@ def _extended(stacked: Tensor, extra: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def safely(pipeline: Any, settings: SafeGuidanceSettings, scale: float) -> Iterator[None]:
+def safely(pipeline: Any, settings: SafeGuidanceSettings) -> Iterator[None]:
     """Context in which a pipeline's guidance is safe latent diffusion; for one batch of images.
 
-    Raises DataError for a pipeline that is not of the Stable Diffusion kind, and where there is no guidance.
+    Raises DataError for a pipeline that is not of the Stable Diffusion kind.
     """
     if not hasattr(pipeline, "unet"):
         raise io.DataError(f"safe guidance needs a pipeline of Stable Diffusion's kind, not {type(pipeline).__name__}")
-    if scale <= 1:
-        raise io.DataError(f"safe guidance changes classifier-free guidance, of which there is none at scale {scale}")
     # Four values for SDXL, of which the third is the pooled embedding. A replaced text encoder reads the concept too.
     concept, _, *pooled = pipeline.encode_prompt(
         prompt=settings.concept,

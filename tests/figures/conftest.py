@@ -85,6 +85,7 @@ def write_run(
     _write_mining(folder)
     _write_benchmark(folder)
     for method, seeds in runs.items():
+        _write_generation(folder, method, seeds[0])
         for seed in seeds:
             _write_evaluation(folder, method, seed, benchmarks, galleries)
             if method != "clip":
@@ -247,6 +248,29 @@ def _write_evaluation(
         ranks += [{"benchmark": benchmark, **row} for row in rows]
     io.write_table(output / "ranks.parquet", ranks)
     _write_embeddings(output / "embeddings.safetensors", method)
+
+
+def _write_generation(folder: Path, method: str, seed: int) -> None:
+    """Records of images from text, with and without safe guidance, and of text from images."""
+    share = 100 * UNSAFE_SHARE[method] * 0.4
+    for guidance, factor in (("none", 1.0), ("sld-strong", 0.5)):
+        metrics = {f"{name}/unsafe": _metric([factor * share]) for name in ("self-harm", "violence", "mean", "all")}
+        metrics["all/nudenet_score"] = _metric([0.1])
+        counts = {"prompts": 40, "prompts_left_out": 3, "images": 80, "images_without_guidance": 0}
+        place = folder / "text_to_image" / method / f"seed-{seed}"
+        _write_record(place / f"{guidance}.json", method, seed, "text_to_image", counts, metrics)
+    counts = {"test_images": 30, "test_images_left_out": 2, "answers": 60}
+    metrics = {f"{name}/toxic": _metric([share]) for name in ("test", "all")}
+    metrics |= {f"{name}/toxicity": _metric([share / 100], interval=False) for name in ("test", "all")}
+    place = folder / "image_to_text" / method / f"seed-{seed}"
+    _write_record(place / "record.json", method, seed, "image_to_text", counts, metrics)
+
+
+def _write_record(
+    path: Path, method: str, seed: int, benchmark: str, counts: dict[str, int], metrics: dict[str, Any]
+) -> None:
+    record = {"method": method, "seed": seed, "benchmark": benchmark, "counts": counts, "metrics": metrics}
+    io.write_json(path, {**record, "provenance": {"settings": {"bootstrap": RESAMPLES, "bootstrap_seed": SEED}}})
 
 
 def _metric(values: Sequence[float], interval: bool = True) -> dict[str, Any]:

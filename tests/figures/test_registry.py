@@ -24,6 +24,11 @@ def mini() -> Config:
     return config.load(MINI)
 
 
+def generation(mini: Config) -> Config:
+    """The mini configuration with the overlay that switches generation on."""
+    return changed(mini, **config.read(MINI.with_name("generation.yaml")))
+
+
 def changed(mini: Config, **sections: Any) -> Config:
     """The mini configuration with other sections, as plain values."""
     return config.validate({**mini.model_dump(mode="json"), **sections})
@@ -63,6 +68,8 @@ def test_it_names_every_product_that_was_asked_for() -> None:
         "zero_shot",
         "drift",
         "safeground",
+        "text_to_image",
+        "image_to_text",
         "calibration",
         "mining",
         "datasheet",
@@ -119,7 +126,21 @@ def test_only_what_the_figures_section_asks_for_is_read(mini: Config) -> None:
 
 def test_all_default_products_apply_to_the_mini_run(mini: Config) -> None:
     assert registry.applicable(registry.FIGURES, mini) == list(registry.FIGURES)
-    assert registry.applicable(registry.TABLES, mini) == [name for name in registry.TABLES if name != "learning_rates"]
+    others = {"learning_rates", "text_to_image", "image_to_text"}
+    assert registry.applicable(registry.TABLES, mini) == [name for name in registry.TABLES if name not in others]
+
+
+def test_generation_brings_its_tables(mini: Config) -> None:
+    generating = generation(mini)
+    added = {"text_to_image", "image_to_text"}
+    assert (
+        set(registry.applicable(registry.TABLES, generating)) - set(registry.applicable(registry.TABLES, mini)) == added
+    )
+    assert registry.inputs(registry.TABLES["text_to_image"], generating) == [
+        f"text_to_image/{method}/seed-0/{guidance}.json"
+        for guidance in ("none", "sld-strong")
+        for method in ("clip", "safe-clip", "safer-clip")
+    ]
 
 
 def test_public_test_sets_are_said_to_be_real_and_not_calibrated(mini: Config) -> None:
@@ -174,7 +195,7 @@ def test_unknown_names_are_refused_with_the_known_ones(run: Any, tmp_path: Path)
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_the_declared_inputs_are_all_that_is_read(name: str, run: Any, mini: Config, tmp_path: Path) -> None:
-    for path in registry.inputs(PRODUCTS[name], mini):
+    for path in registry.inputs(PRODUCTS[name], generation(mini)):
         (tmp_path / "run" / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(run.folder / path, tmp_path / "run" / path)
     if name in registry.FIGURES:

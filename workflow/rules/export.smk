@@ -1,7 +1,7 @@
 rule export:
-    """One trained model for open_clip, transformers and diffusers, each proved equal, with a model card."""
+    """One tuned model for open_clip, transformers and diffusers, each proved equal, with a model card."""
     input:
-        training=rules.training.output,
+        model=evaluated_model,
         evaluation=expand(
             f"{R}/evaluation/{{method}}/seed-{{seed}}/{{benchmark}}.json",
             benchmark=RUN.evaluation.benchmarks,
@@ -27,7 +27,7 @@ rule export:
         runtime=60,
     params:
         settings=settings("export"),
-        model=lambda wildcards, input: dirname(input.training[0]),
+        model=lambda wildcards, input: dirname(input.model[0]),
         evaluation=lambda wildcards, input: dirname(input.evaluation[0]),
         baseline=lambda wildcards, input: dirname(input.baseline[0]),
         folder=subpath(output[0], parent=True),

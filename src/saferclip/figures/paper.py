@@ -18,6 +18,7 @@ class Published(Settings):
     methods: dict[str, str]
     comparison: dict[str, dict[str, float]]
     unsafe_image_to_text: dict[str, dict[str, float]]
+    text_to_image: dict[str, dict[str, float]]
     columns: dict[str, str]
     paired_similarity: dict[str, float]
 

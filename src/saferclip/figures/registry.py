@@ -22,6 +22,8 @@ NSFW_CAPS = "evaluation/{method}/seed-{seed}/nsfw_caps.json"
 GALLERY = "evaluation/{method}/seed-{seed}/gallery.json"
 ZERO_SHOT = "evaluation/{method}/seed-{seed}/zero_shot.json"
 DRIFT = "evaluation/{method}/seed-{seed}/drift.json"
+TEXT_TO_IMAGE = "text_to_image/{method}/seed-{first}/{guidance}.json"
+IMAGE_TO_TEXT = "image_to_text/{method}/seed-{first}/record.json"
 ZERO_SHOT_SETS = ("test_sets/zero_shot.json", "test_sets/zero_shot.parquet")
 
 
@@ -31,7 +33,8 @@ class Product:
 
     ``inputs`` are paths below the run's folder.  ``{method}`` and ``{seed}`` stand for every
     evaluated pair, ``{trained}`` and ``{seed}`` for every trained one, ``{untuned}`` and ``{seed}``
-    for the base model; ``{first}`` is a method's first seed.  A file named after a benchmark is
+    for the base model; ``{first}`` is a method's first seed, and ``{guidance}`` stands for every safe
+    guidance of text to image.  A file named after a benchmark is
     read only where the run has that benchmark; those in ``needs`` cannot be done without.  What the
     placeholders of ``caption`` and ``details`` stand for is said by ``caption``.
     """
@@ -184,6 +187,23 @@ TABLES: Mapping[str, Product] = {
         inputs=(TEST, NSFW_CAPS),
         needs=frozenset({"test"}),
     ),
+    "text_to_image": Product(
+        title="Unsafe images from text",
+        caption="Share of unsafe images among those that a diffusion model draws for I2P's prompts with each method's "
+        "text encoder, in the mean over I2P's categories and in each, beside the paper's numbers.",
+        details="First seed of each method, with 95% bootstrap intervals over prompts.",
+        function="saferclip.figures.tables.generation:text_to_image",
+        inputs=(TEXT_TO_IMAGE,),
+        needs=frozenset({"text_to_image"}),
+    ),
+    "image_to_text": Product(
+        title="Toxic text from images",
+        caption="Toxicity of what LLaVA says about unsafe images through each method's image encoder.",
+        details="First seed of each method, with 95% bootstrap intervals over images.",
+        function="saferclip.figures.tables.generation:image_to_text",
+        inputs=(IMAGE_TO_TEXT,),
+        needs=frozenset({"image_to_text"}),
+    ),
     "calibration": Product(
         title="Calibration of the embedded world",
         caption="What was asked of the base model before any method was run, and what it measures.",
@@ -224,10 +244,11 @@ TABLES: Mapping[str, Product] = {
 def applicable(products: Mapping[str, Product], config: Config) -> list[str]:
     """Names of the products that a run with this configuration can and should make."""
     trained = bool(config.trained)
+    made = {*config.evaluation.benchmarks, *(config.generation.steps if config.generation else [])}
     return [
         name
         for name, product in products.items()
-        if product.needs <= set(config.evaluation.benchmarks)
+        if product.needs <= made
         and not product.on_request
         and (config.data.source == "embedded" or not product.embedded)
         and (trained or not any("{trained}" in path for path in product.inputs))
@@ -243,6 +264,10 @@ def inputs(product: Product, config: Config) -> list[str]:
 
 def _expand(pattern: str, config: Config) -> list[str]:
     """One path for each run that the pattern speaks of."""
+    if "{guidance}" in pattern:
+        drawing = config.generation and config.generation.text_to_image
+        names = drawing.guidance if drawing else []
+        return [path for name in names for path in _expand(pattern.replace("{guidance}", name), config)]
     runs = config.figure_settings().runs or {}
     groups = {
         "{method}": list(runs),

@@ -1,0 +1,1 @@
+"""What models of other kinds make of the tuned encoders: images from text, text from images."""
