@@ -25,7 +25,7 @@ Messages = Sequence[Mapping[str, str]]
 KEPT = "what was answered is kept, start again to go on"
 # How an answer's form is asked for, best first; servers differ in what they know.
 FORMS = ("json_schema", "json_object", "text")
-UNKNOWN_FORM = {400, 404, 415, 422, 501}
+UNKNOWN_FORM = {400, 415, 422, 501}
 
 
 class Answer(NamedTuple):
