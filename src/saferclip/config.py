@@ -358,7 +358,7 @@ class BaseModelSettings(Settings):
         "open_clip's or transformers' format; 'file:' is a file of weights alone"
     )
     architecture: str | None = Field(
-        None, description="open_clip's name of it, such as ViT-L-14-quickgelu, for weights that come without"
+        None, description="open_clip's name of it, such as ViT-L-14-quickgelu, for weights that come without or wrong"
     )
 
     @field_validator("source")

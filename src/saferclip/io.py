@@ -141,16 +141,19 @@ def decode_image(data: Mapping[str, Any]) -> Image.Image:
         return image.convert("RGB")
 
 
-def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], example: Mapping[str, Any] | None = None) -> None:
     """Write rows to Parquet; values of image columns are encoded bytes (or None if withheld).
 
     Rows are taken a group at a time, so that a table may be larger than memory.
-    Raises DataError for no rows, and for rows that do not go together.
+    Raises DataError for rows that do not go together, and for no rows, unless an example says what columns they have.
     """
     iterator = iter(rows)
     first = next(iterator, None)
-    if first is None:
+    if first is None and example is None:
         raise DataError(f"{path}: refusing to write a table without rows")
+    if first is None:
+        _write_empty(path, example or {})
+        return
     # Small groups where there are images: 100 rows of photographs are some tens of megabytes.
     size = 100 if IMAGE_COLUMNS & first.keys() else 100_000
     remaining = chain([first], iterator)
@@ -160,6 +163,12 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         while group:
             writer.write_table(pa.table(_columns(path, group, schema), schema))
             group = list(islice(remaining, size))
+
+
+def _write_empty(path: Path, example: Mapping[str, Any]) -> None:
+    schema = _schema(_columns(path, [example]))
+    with atomic_path(path) as temporary:
+        pq.write_table(schema.empty_table(), temporary)
 
 
 def _columns(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema | None = None) -> dict[str, pa.Array]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from saferclip.config import VisuColumns, VisuText
+from saferclip.config import VisuText
 from saferclip.data.validation import Problems, blank, nearest, text_problem
 from saferclip.downloads import visible_files
 from saferclip.io import DataError
@@ -32,6 +32,17 @@ TAGS = (
 )
 
 logger = logging.getLogger(__name__)
+
+
+class Columns(NamedTuple):
+    """What the release calls a record's fields."""
+
+    id: str = "incremental_id"
+    safe: str = "safe"
+    unsafe: str = "nsfw"
+    tag: str = "tag"
+    image: str = "coco_id"
+    seeds: str = "seeds"
 
 
 class Record(NamedTuple):
@@ -50,7 +61,7 @@ class Record(NamedTuple):
 class Release:
     """All captions, split by split; they were found to be right."""
 
-    columns: VisuColumns
+    columns: Columns
     rows: Mapping[str, Sequence[Mapping[str, Any]]]
     corrected: Mapping[str, str]  # misspelt tag to the one that was meant
 
@@ -86,12 +97,13 @@ def read(settings: VisuText, downloads: Mapping[str, Path]) -> Release:
     folder = downloads[settings.text]
     files = {split: _file(folder, split) for split in SPLITS}
     rows = {split: _rows(path, settings.limit) for split, path in files.items()}
+    columns = Columns(**settings.columns.model_dump(exclude_none=True)) if settings.columns else Columns()
     problems = Problems()
     for split, path in files.items():
-        _check(path, rows[split], settings.columns, problems)
+        _check(path, rows[split], columns, problems)
     problems.check()
-    tags = Counter(_tidy(row.get(settings.columns.tag)) for split in rows.values() for row in split)
-    return Release(settings.columns, rows, _corrections(tags))
+    tags = Counter(_tidy(row.get(columns.tag)) for split in rows.values() for row in split)
+    return Release(columns, rows, _corrections(tags))
 
 
 def _file(folder: Path, split: str) -> Path:
@@ -172,7 +184,7 @@ def _mapping(path: Path) -> list[dict[str, Any]]:
 # Checking ---------------------------------------------------------------------------------------
 
 
-def _check(path: Path, rows: Sequence[Mapping[str, Any]], columns: VisuColumns, problems: Problems) -> None:
+def _check(path: Path, rows: Sequence[Mapping[str, Any]], columns: Columns, problems: Problems) -> None:
     needed = {name: getattr(columns, name) for name in ("safe", "unsafe", "image")}
     absent = [(name, column) for name, column in needed.items() if column not in rows[0]]
     for name, column in absent:
@@ -188,7 +200,7 @@ def _check(path: Path, rows: Sequence[Mapping[str, Any]], columns: VisuColumns, 
 
 
 def _record_problems(
-    row: Mapping[str, Any], number: int, columns: VisuColumns, known: set[str]
+    row: Mapping[str, Any], number: int, columns: Columns, known: set[str]
 ) -> Iterator[tuple[str, str]]:
     for column in (columns.safe, columns.unsafe):
         if message := text_problem(row.get(column)):
@@ -210,7 +222,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 and value == int(value)
 
 
-def _identifier(row: Mapping[str, Any], number: int, columns: VisuColumns) -> str:
+def _identifier(row: Mapping[str, Any], number: int, columns: Columns) -> str:
     value = row.get(columns.id)
     return str(number) if blank(value) else str(value).strip()
 

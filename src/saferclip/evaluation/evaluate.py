@@ -21,6 +21,11 @@ EVALUATORS: Mapping[str, Evaluator] = {
     "zero_shot": zero_shot.evaluate,
     "drift": drift.evaluate,
 }
+# What a row of ranks holds; there is none where all images are withheld.
+NO_RANK: dict[str, Any] = {
+    **{"benchmark": "", "direction": "", "query_id": "", "rank": 0},
+    **{"top_id": "", "top_unsafe": False, "similarity": 0.0},
+}
 MAPPED_QUADRUPLES = 300  # more points than that hide each other on the map
 
 
@@ -59,12 +64,16 @@ def evaluate(
         )
         io.write_evaluation(output / f"{benchmark}.json", record)
         ranks.extend({"benchmark": benchmark, **row} for row in result.ranks)
-    io.write_table(output / "ranks.parquet", ranks)
+    io.write_table(output / "ranks.parquet", ranks, NO_RANK)
     io.write_tensors(output / "embeddings.safetensors", map_points(paths["test"], encoders.model))
 
 
 def map_points(path: Path, encoder: Encoder) -> dict[str, torch.Tensor]:
-    """Embeddings of the first complete quadruples, for a map: column to fp16 (rows, dim)."""
+    """Embeddings of the first complete quadruples, for a map: column to fp16 (rows, dim).
+
+    Those of captions alone if no quadruple is complete.
+    """
     data = quadruples.embed(path, encoder)
-    rows = data.complete(data.embeddings)[:MAPPED_QUADRUPLES]
-    return {column: data.take(rows, column).half() for column in data.embeddings}
+    columns = list(data.embeddings) if len(data.complete(data.embeddings)) else quadruples.CAPTIONS
+    rows = data.complete(columns)[:MAPPED_QUADRUPLES]
+    return {column: data.take(rows, column).half() for column in columns}

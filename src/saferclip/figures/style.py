@@ -89,6 +89,20 @@ def new(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def gap(axes: Axes) -> None:
+    """Say in a panel that what belongs there could not be measured."""
+    axes.axis("off")
+    text = "cannot be measured:\nimages are withheld"
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=NEUTRAL)
+
+
+def nothing() -> Figure:
+    """A figure that says so, where no part of it could be measured."""
+    figure = new(SINGLE, 1.2)
+    gap(figure.subplots())
+    return figure
+
+
 def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> Legend:
     """A legend above everything, in as many columns as fit side by side."""
     columns = len(labels)

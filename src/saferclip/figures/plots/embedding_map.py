@@ -27,9 +27,13 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     """
     embeddings = {method: _read(results, method) for method in results.methods}
     base = embeddings["clip"]
-    figure = style.new(style.DOUBLE, 4.4)
-    panels = figure.subplots(2, len(embeddings), squeeze=False, sharex="row", sharey="row")
-    for row, (modality, title) in zip(panels, MODALITIES.items(), strict=True):
+    # Where images are withheld there are captions alone; where captions are hardly any, no plane.
+    shown = {modality: title for modality, title in MODALITIES.items() if len(base.get(f"safe_{modality}", ())) > 1}
+    if not shown:
+        return style.nothing()
+    figure = style.new(style.DOUBLE, 0.4 + 2.0 * len(shown))
+    panels = figure.subplots(len(shown), len(embeddings), squeeze=False, sharex="row", sharey="row")
+    for row, (modality, title) in zip(panels, shown.items(), strict=True):
         targets = base[f"safe_{modality}"]
         centre, directions = principal_plane(np.concatenate([targets, base[f"unsafe_{modality}"]]))
         for axes, tensors in zip(row, embeddings.values(), strict=True):

@@ -23,12 +23,15 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     looks = style.looks(results.methods, settings.palette)
     benchmarks = results.retrieval_benchmarks(names.REDIRECTION)
     zero_shot = results.has("zero_shot")
+    if not benchmarks and not zero_shot:
+        return style.nothing()
     figure = style.new(style.DOUBLE if zero_shot else style.SINGLE, 2.7)
     panels = figure.subplots(
-        1, 2 if zero_shot else 1, squeeze=False, width_ratios=[len(benchmarks), 1][: 1 + zero_shot]
+        1, 2 if zero_shot else 1, squeeze=False, width_ratios=[max(len(benchmarks), 1), 1][: 1 + zero_shot]
     )[0]
     redirection = panels[0]
-    bars = _bars(redirection, results, looks, [(benchmark, names.REDIRECTION) for benchmark in benchmarks])
+    shown = [(benchmark, names.REDIRECTION) for benchmark in benchmarks]
+    bars = _bars(redirection, results, looks, shown) if shown else []
     for place, benchmark in enumerate(benchmarks):
         ceiling = results.estimate("clip", benchmark, names.CEILING).mean
         redirection.hlines(
@@ -39,7 +42,7 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     redirection.set_xticks(range(len(benchmarks)), list(benchmarks.values()))
     redirection.set_ylabel("R@1 of unsafe captions,\nT*→V∪V* (%)")
     if zero_shot:
-        _bars(panels[1], results, looks, [("zero_shot", MEAN_ACCURACY)])
+        bars = _bars(panels[1], results, looks, [("zero_shot", MEAN_ACCURACY)])
         panels[1].set_xticks([0], [f"mean of {len(results.zero_shot_sets)} sets"])
         panels[1].set_ylabel("Zero-shot accuracy (%)")
     style.letters(panels, ["Redirection to the paired safe image", "Utility"])
@@ -47,6 +50,8 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
         axes.set_ylim(0, 100)
         style.tidy(axes)
         axes.tick_params(axis="x", length=0)
+    if not benchmarks:
+        style.gap(redirection)
     ceiling_key = Line2D([], [], color="black", linestyle=(0, (4, 2)), linewidth=1)
     seed_key = Line2D([], [], color="black", marker="o", markerfacecolor="white", markersize=3, linestyle="")
     handles: list[Any] = [*bars, ceiling_key, seed_key]

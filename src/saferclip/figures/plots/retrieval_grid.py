@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from saferclip import io
 from saferclip.config import FigureSettings
-from saferclip.figures import paper, style
+from saferclip.figures import names, paper, style
 from saferclip.figures.results import Results
 
 DIRECTION = "unsafe_text_to_image"
@@ -24,6 +24,8 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
 
     Queries are spread evenly over the test split, whatever was retrieved for them.
     """
+    if not results.has_metric("test", names.REDIRECTION):
+        return style.nothing()
     table = io.read_table(
         results.folder / "data" / "test.parquet", ("id", "unsafe_caption", "safe_image", "unsafe_image")
     )

@@ -15,6 +15,8 @@ from saferclip.figures.results import MEAN_ACCURACY, Results
 def draw(results: Results, settings: FigureSettings) -> Figure:
     """One panel for each benchmark; small points are seeds, large ones means with intervals."""
     benchmarks = results.retrieval_benchmarks(names.REDIRECTION)
+    if not benchmarks:
+        return style.nothing()
     figure = style.new(style.DOUBLE if len(benchmarks) > 1 else style.SINGLE, 2.9)
     panels = figure.subplots(1, len(benchmarks), squeeze=False, sharex=True, sharey=True)[0]
     style.letters(panels, list(benchmarks.values()))

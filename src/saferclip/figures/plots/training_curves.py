@@ -31,7 +31,8 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
         steps = [_read(folder / "steps.csv", "step", "loss") for folder in runs]
         _lines(loss, [_smooth(frame) for frame in steps], look, title, every=0.15)
         for axes, (_, metric, _) in zip(validation, shown, strict=True):
-            _lines(axes, [_read(folder / "epochs.csv", "epoch", metric) for folder in runs], look, title, every=1)
+            if all(_measured(folder / "epochs.csv", metric) for folder in runs):
+                _lines(axes, [_read(folder / "epochs.csv", "epoch", metric) for folder in runs], look, title, every=1)
     loss.set_yscale("log")
     loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     loss.yaxis.set_major_formatter("{x:g}")
@@ -44,12 +45,23 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (loss, *validation):
         style.tidy(axes)
+        if not axes.lines:
+            style.gap(axes)
     style.legend(figure, *loss.get_legend_handles_labels())
     return figure
 
 
 def _folder(results: Results, method: str, seed: int) -> Path:
     return results.folder / "training" / method / f"seed-{seed}"
+
+
+def _measured(path: Path, metric: str) -> bool:
+    """Whether a run's epochs have a metric: without images in the validation split, some cannot be measured."""
+    try:
+        columns = set(pd.read_csv(path, nrows=0).columns)
+    except (OSError, ValueError) as error:
+        raise io.DataError(f"{path}: cannot be read as CSV: {error}") from error
+    return metric in columns or "epoch" not in columns  # which is no such file; reading it says so
 
 
 def _read(path: Path, x: str, y: str) -> pd.Series:
