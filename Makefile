@@ -1,6 +1,7 @@
 # A fresh machine needs Python >= 3.11, git and make; then
 #   make reproduce    sets up the environment and makes every table and figure
 #   make test         sets up the environment if needed and checks everything
+#   make rehearse     runs the workflow of the paper scale on small stand-ins
 # In an environment that exists, `snakemake --cores all` does the same as `make reproduce`.
 
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11, \
@@ -8,10 +9,14 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 VENV := .venv
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: reproduce test lint format environment lock artifacts clean
+.PHONY: reproduce rehearse test lint format environment lock artifacts clean
 
 reproduce: environment
 	snakemake --cores all
+
+# The run at paper scale on small stand-ins for all data and models, from download to report: see CONTRIBUTING.md.
+rehearse: environment
+	python tests/rehearsal/run.py
 
 test: lint
 	pytest --numprocesses 2 --dist loadfile

@@ -40,6 +40,7 @@ from saferclip.data import embedded, iconworld
 TABLE = Path(__file__).parents[2] / "config/versions.csv"
 SEED = 20260201
 SPLITS = {"train": 48, "validation": 16, "test": 24}
+TAGS = ("weapons", "drug use", "illegal activity", "harm", "illegal acitivity")
 DETAIL = SceneDetail(named_objects=2, colour=0.7, background=0.5)
 
 # Every model that reads captions or sees pictures has these sizes, so that encoders can be exchanged.
@@ -155,15 +156,14 @@ def write_visu(folder: Path, train_zip: Path, validation_zip: Path) -> None:
 
 
 def visu_record(number: int, member: Quadruple) -> dict[str, Any]:
-    """One row of ViSU-Text: captions, concept, COCO id, and three prompts with a seed each."""
-    prompts = {f"prompt_{which}": {"seed": 1000 * number + which} for which in range(3)}
+    """One row of ViSU-Text: captions, concept (the release misspells one), COCO id, and a seed for each candidate."""
     return {
         "incremental_id": number,
         "safe": member.row["safe_caption"],
         "nsfw": member.row["unsafe_caption"],
         "coco_id": member.coco_id,
-        "tag": member.row["category"],
-        **prompts,
+        "tag": TAGS[number % len(TAGS)],
+        "seeds": [1000 * number + candidate for candidate in range(3)],
     }
 
 

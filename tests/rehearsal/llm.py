@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 # What stands for each category here; the others are never chosen.
 STAND_INS = {"violence": "a pistol", "illegal activity": "a syringe", "shocking": "a skull"}
@@ -56,6 +57,7 @@ class LanguageModel:
     script: deque[Scripted] = field(default_factory=deque)  # the next answers
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)  # requests for anything else, as of a proxy: method and address
 
     def __post_init__(self) -> None:
         model = self
@@ -102,12 +104,18 @@ class Handler(BaseHTTPRequestHandler):
         model = self.language_model
         model.requests.append(self.body)
         model.headers.append({name.lower(): value for name, value in self.headers.items()})
-        if self.path != "/v1/chat/completions":
-            self.refuse(404, f"no such path: {self.path}")
+        if urlsplit(self.path).path != "/v1/chat/completions":
+            self.do_GET()
         elif self.body.get("response_format", {}).get("type", "text") not in model.formats:
             self.refuse(400, "response_format is not supported by this server")
         else:
             self._answer()
+
+    def do_GET(self) -> None:
+        self.language_model.strays.append(f"{self.command} {self.path}")
+        self.refuse(404, f"no such path: {self.path}")
+
+    do_HEAD = do_CONNECT = do_GET
 
     def _answer(self) -> None:
         model = self.language_model
