@@ -27,6 +27,9 @@ FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 NEW = click.Path(path_type=Path)
 
+# Libraries report each use to their makers, over the network; read when they are first imported.
+UNREPORTED = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "ORT_DISABLE_TELEMETRY": "1"}
+
 
 class Steps(click.Group):
     """Reports what a user can mend as one line, not as a traceback; lists commands in workflow order."""
@@ -60,6 +63,7 @@ def main() -> None:
 
     Each command is one step of the workflow, which runs them all: snakemake --cores all
     """
+    os.environ.update(UNREPORTED)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger("saferclip").setLevel(logging.INFO)  # other packages speak only when something is wrong
 
