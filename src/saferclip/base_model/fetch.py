@@ -101,7 +101,8 @@ def _remedy(settings: BaseModelSettings, quick_gelu: bool) -> str:
         return f"write 'source: open_clip:{other}/{settings.name.partition('/')[2]}'"
     if other:
         return f"write 'architecture: {other}'"
-    return f"set 'quick_gelu: {str(not quick_gelu).lower()}' in the model_cfg of its {models.ARCHITECTURE}"
+    right = str(not quick_gelu).lower()
+    return f"set 'quick_gelu: {right}' in the model_cfg of its {models.ARCHITECTURE}, or name the right 'architecture'"
 
 
 def _check_tokenizer(model_cfg: Mapping[str, Any]) -> None:

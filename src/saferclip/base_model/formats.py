@@ -70,16 +70,18 @@ class Published:
 def find(place: Path, architecture: str | None = None) -> Published:
     """Find the model at ``place``: a folder in open_clip's or transformers' format, or weights alone.
 
-    For weights alone, a file or the only one in a folder, ``architecture`` is open_clip's name of it.
-    Raises DataError if there is no model, ConfigError if the architecture is missing, unknown or superfluous.
+    For weights alone, a file or the only one in a folder, ``architecture`` is open_clip's name of it; for a folder
+    that says it, another name corrects what it says.
+    Raises DataError if there is no model, ConfigError if the architecture is missing or unknown.
     """
     config = next((name for name in (models.ARCHITECTURE, TRANSFORMERS_CONFIG) if _is_clip(place / name)), None)
     if config is None:
         return _weights_alone(place, architecture)
-    if architecture is not None:
-        raise ConfigError(f"architecture: leave it out; {place / config} says it")
     full = io.read_json(place / config) if config == models.ARCHITECTURE else _from_transformers(place)
-    return Published(full, _weights_in(place), tuple(_declared(place)))
+    declared = tuple(_declared(place, corrected=architecture is not None))
+    if architecture is not None:
+        full = full | {"model_cfg": named(architecture)}
+    return Published(full, _weights_in(place), declared)
 
 
 def named(architecture: str) -> dict[str, Any]:
@@ -168,11 +170,11 @@ def _weights_in(folder: Path) -> tuple[Path, ...]:
     raise io.DataError(f"{folder}: not a model folder: {models.WEIGHTS} is missing, and so are weights of other names")
 
 
-def _declared(place: Path) -> Iterator[Declared]:
-    """What a folder says of the activation, in as many places as it does."""
+def _declared(place: Path, corrected: bool) -> Iterator[Declared]:
+    """What a folder says of the activation, in as many places as it does; open_clip's may be what is corrected."""
     yield from said_by_name(place.name)
     config = place / models.ARCHITECTURE
-    if config.is_file():
+    if config.is_file() and not corrected:
         yield Declared(str(config), bool(io.read_json(config)["model_cfg"].get("quick_gelu", False)))
     config = place / TRANSFORMERS_CONFIG
     if _is_clip(config):
