@@ -142,5 +142,5 @@ def test_labels_that_exclude_each_other_share_one(
 
 def test_an_unknown_label_is_refused(asking: ImageToTextSettings, downloads: Mapping[str, Path]) -> None:
     settings = asking.toxicity.model_copy(update={"label": "rude"})
-    with pytest.raises(io.DataError, match="has no label 'rude'; choose one of: .*, severe_toxic, threat, toxic"):
+    with pytest.raises(io.DataError, match=r"has no label 'rude'; choose one of: .*, severe_toxic, threat, toxic"):
         Toxicity.load(settings, downloads)

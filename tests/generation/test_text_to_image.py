@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from saferclip import diffusion, io, safety
+from saferclip import diffusion, io, models, safety
 from saferclip.config import ConfigError, TextToImageSettings
 from saferclip.generation import i2p
 from saferclip.generation import text_to_image as step
@@ -189,3 +190,24 @@ def test_the_state_of_other_settings_is_not_used(run: Run, monkeypatch: pytest.M
     run()  # all is there
     run(images_per_prompt=1)
     assert made == [10, 5]
+
+
+def test_an_exported_text_encoder_fits(
+    run: Run, tiny_clip_folder: Path, tmp_path: Path, drawing: TextToImageSettings, downloads: Mapping[str, Path]
+) -> None:
+    """The step `export` writes what this step reads; the tiny CLIP's context is made as long as Stable Diffusion's."""
+    from saferclip.export import formats
+
+    clip = models.load(tiny_clip_folder)
+    state = dict(clip.model.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    state["positional_embedding"] = torch.randn(77, 32, generator=generator)
+    architecture = copy.deepcopy(clip.architecture)
+    architecture["model_cfg"]["text_cfg"]["context_length"] = 77
+    models.save(tmp_path / "model", state, architecture)
+    formats.write("diffusers", tmp_path / "model", tmp_path / "exported")
+    encoder = tmp_path / "exported/text_encoder"
+    loaded = diffusion.load(drawing.diffusion, downloads, encoder).pipeline.text_encoder.state_dict()
+    found = next(tensor for name, tensor in loaded.items() if name.endswith("position_embedding.weight"))
+    torch.testing.assert_close(found, state["positional_embedding"])
+    assert run(text_encoder=encoder).counts["images"] == 10
