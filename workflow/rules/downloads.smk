@@ -1,7 +1,3 @@
-localrules:
-    download,
-
-
 rule downloads:
     """All that this run fetches, and nothing else: where only the login node has a network, ask for this first."""
     input:
@@ -21,6 +17,7 @@ if RUN.downloads:
             f"{RUN.downloads.folder}/logs/{{download}}.log",
         benchmark:
             f"{RUN.downloads.folder}/logs/{{download}}.tsv"
+        localrule: True
         conda:
             ENVIRONMENT
         threads: 1
