@@ -22,7 +22,7 @@ from saferclip.benchmark.editor import LanguageModelEditor
 from saferclip.benchmark.sources import file_name
 from saferclip.config import BenchmarkSettings, EndpointSettings
 
-LLM = Path(__file__).parents[1] / "rehearsal/llm.py"
+REHEARSAL = Path(__file__).parents[1] / "rehearsal"
 ADDRESS = "http://images.invalid"
 SAFE = (
     "A vase filled with white flowers sits on a table.",
@@ -43,10 +43,21 @@ SAFE = (
 @pytest.fixture(scope="session")
 def llm() -> ModuleType:
     """The module of the rehearsal's language model."""
-    spec = importlib.util.spec_from_file_location("rehearsal_llm", LLM)
+    return rehearsal("llm")
+
+
+@pytest.fixture(scope="session")
+def small_models() -> ModuleType:
+    """The module of the rehearsal's other models."""
+    return rehearsal("models")
+
+
+def rehearsal(name: str) -> ModuleType:
+    """A module of the rehearsal, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"rehearsal_{name}", REHEARSAL / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["rehearsal_llm"] = module  # where dataclasses look for their annotations
+    sys.modules[f"rehearsal_{name}"] = module  # where dataclasses look for their annotations
     spec.loader.exec_module(module)
     return module
 

@@ -22,7 +22,7 @@ from saferclip.config import BenchmarkSettings
 logger = logging.getLogger(__name__)
 
 # A builder whose filters reject nearly everything must stop and say so, not run for ever.
-FEWEST_ACCEPTED = 0.02
+FEWEST_ACCEPTED, FEWEST_JUDGED = 0.02, 100
 NEAR_CAPTION, NEAR_IMAGE = "near-duplicate caption", "near-duplicate image"
 
 
@@ -63,7 +63,7 @@ def construct(settings: BenchmarkSettings, backends: Backends, tally: Tally) -> 
                 accepted.add(drawn)
                 rows.append(_row(len(rows), drawn))
                 bar.update()
-            if len(rows) < FEWEST_ACCEPTED * tally.candidates:
+            if tally.candidates >= FEWEST_JUDGED and len(rows) < FEWEST_ACCEPTED * tally.candidates:
                 raise io.DataError(f"the filters reject nearly every candidate: {dict(tally.rejected)}; relax them")
     return rows
 
