@@ -96,6 +96,15 @@ def test_answers_do_not_depend_on_the_batch(run: Run, tmp_path: Path) -> None:
         assert batched["toxicity"] == pytest.approx(single["toxicity"], abs=1e-4)
 
 
+def test_each_question_is_about_its_own_image(asking: ImageToTextSettings, downloads: Any, test_table: Path) -> None:
+    """Also where some tasks are done already."""
+    sources = step.find(asking, downloads, test_table)
+    tasks = [task for task in step.plan(sources, 2) if task.place not in (0, 3, 9)]
+    for task, image in zip(tasks, step.in_order(tasks, sources), strict=True):
+        alone = next(sources[task.picture.source].read([task.picture.name]))
+        assert image.tobytes() == alone.tobytes()
+
+
 def test_an_interrupted_run_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run()
     original, calls = step.Progress.add, []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import groupby, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ def image_to_text(
     identity = {"method": method, "seed": seed, **settings.model_dump(mode="json")}
     names = {"pictures": [list(task.picture) for task in tasks]}
     weights = sorted(vision.glob("*.safetensors")) if vision else []
-    progress = Progress.resume(state, {**identity, **names}, [test, *weights])
+    progress = Progress.resume(state, {**identity, **names}, [test, *weights], downloads)
     pending = progress.pending(tasks)
     if pending:
         describer = Describer.load(settings, downloads, vision)
@@ -145,12 +146,23 @@ def answer(
 ) -> None:
     """Ask and judge batch by batch, and keep what the settings allow."""
     bar = tqdm(total=len(tasks), desc="answers", disable=None)
+    images = in_order(tasks, sources)
     for batch in batches(tasks, settings.batch_size):
-        images = [next(sources[task.picture.source].read([task.picture.name])) for task in batch]
-        answers = describer.answer(images, [settings.questions[task.question] for task in batch])
+        answers = describer.answer(
+            list(islice(images, len(batch))), [settings.questions[task.question] for task in batch]
+        )
         scores = toxicity.scores(answers)
         progress.add([_row(*parts, settings) for parts in zip(batch, answers, scores, strict=True)])
         bar.update(len(batch))
+
+
+def in_order(tasks: Sequence[Task], sources: Mapping[str, Pictures]) -> Iterator[Image.Image]:
+    """The image of each task; one that several questions are about is read once."""
+    for source, group in groupby(tasks, key=lambda task: task.picture.source):
+        names = [task.picture.name for task in group]
+        images = sources[source].read(dict.fromkeys(names))
+        for _, same in groupby(names):
+            yield from repeat(next(images), len(list(same)))
 
 
 def _row(task: Task, text: str, score: float, settings: ImageToTextSettings) -> dict[str, Any]:

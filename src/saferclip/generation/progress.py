@@ -36,9 +36,17 @@ class Progress:
     identity: str
 
     @classmethod
-    def resume(cls, folder: Path, settings: Mapping[str, Any], files: Sequence[Path]) -> Progress:
-        """What was done with these settings and these files' content; anything else in the folder is thrown away."""
-        identity = provenance.digest({"settings": dict(settings), "files": [_digest(file) for file in files]})
+    def resume(
+        cls, folder: Path, settings: Mapping[str, Any], files: Sequence[Path], downloads: Mapping[str, Path]
+    ) -> Progress:
+        """What was done with these settings, these files' content and these downloads; anything else is thrown away."""
+        identity = provenance.digest(
+            {
+                "settings": dict(settings),
+                "files": [_digest(file) for file in files],
+                "downloads": {name: _fingerprint(place) for name, place in sorted(downloads.items())},
+            }
+        )
         progress = cls(folder / identity, identity)
         for other in folder.iterdir() if folder.is_dir() else ():
             if other != progress.folder:
@@ -75,6 +83,13 @@ class Progress:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fingerprint(place: Path) -> list[list[Any]]:
+    """Names, sizes and times of the files of a download; their content may be many gigabytes."""
+    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    stats = [(str(file.relative_to(place)), file.stat()) for file in files if file.is_file()]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
 def batches(tasks: Sequence[TaskT], size: int) -> Iterator[Sequence[TaskT]]:

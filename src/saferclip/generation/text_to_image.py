@@ -53,7 +53,7 @@ def text_to_image(
     tasks = plan(prompts.used, chosen)
     weights = sorted(text_encoder.glob("*.safetensors")) if text_encoder else []
     identity = {"method": method, "seed": seed, **chosen.model_dump(mode="json")}
-    progress = Progress.resume(state, identity, [file, *weights])
+    progress = Progress.resume(state, identity, [file, *weights], downloads)
     pending = progress.pending(tasks)
     if pending:
         painter = diffusion.load(settings.diffusion, downloads, text_encoder, chosen.guidance[guidance])
