@@ -26,6 +26,7 @@ STEPS = (
     "base-model-training",
     "base-model",
     "published-model",
+    "benchmark-images",
     "benchmark",
     "embedding",
     "mining",
@@ -33,6 +34,8 @@ STEPS = (
     "learning-rate-selection",
     "evaluation",
     "export",
+    "text-to-image",
+    "image-to-text",
     "figure",
     "table",
 )

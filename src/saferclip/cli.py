@@ -253,9 +253,10 @@ def benchmark_images(settings: str, downloads: dict[str, Path], connections: int
 def benchmark(settings: str, detail: str | None, data: Path, output: Path, **inputs: Any) -> None:
     """Build the NSFW-Caps benchmark."""
     from saferclip.benchmark import build
+    from saferclip.benchmark.assembly import Inputs
     from saferclip.config import BenchmarkSettings, SceneDetail
 
-    given = build.Inputs(detail=_parse(SceneDetail, detail) if detail else None, **inputs)
+    given = Inputs(detail=_parse(SceneDetail, detail) if detail else None, **inputs)
     build.build(_parse(BenchmarkSettings, settings), given, data, output)
 
 
@@ -353,6 +354,35 @@ def evaluation(
     evaluate.evaluate(section, method, seed, model, base_model, _pairs(files, "--file"), output)
 
 
+@main.command()
+@click.option(
+    "--settings", default="{}", metavar="JSON", help="the step's settings as JSON; default: nothing is stated"
+)
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(["open_clip", "transformers", "diffusers"]),
+    help="repeatable; default: all that can express the model",
+)
+@_option("--model", FOLDER, "folder of a training, or another model folder")
+@click.option("--evaluation", type=FOLDER, help="folder of its evaluation, for the model card")
+@click.option("--baseline", type=FOLDER, help="folder of the untuned model's evaluation, to compare with in the card")
+@_output
+@_threads
+def export(settings: str, formats: tuple[str, ...], **folders: Any) -> None:
+    """Write a model for open_clip, transformers and diffusers, with a model card."""
+    import json
+
+    from saferclip.config import ExportSettings
+    from saferclip.export import export
+
+    section = _parse(ExportSettings, settings)
+    if formats:
+        section = _parse(ExportSettings, json.dumps(section.model_dump(mode="json") | {"formats": formats}))
+    export.export(section, **folders)
+
+
 @main.command("text-to-image")
 @_settings
 @click.option("--guidance", required=True, help="name of a safe guidance in the settings")
@@ -387,35 +417,6 @@ def image_to_text(settings: str, **inputs: Any) -> None:
     from saferclip.generation import image_to_text
 
     image_to_text.image_to_text(_parse(ImageToTextSettings, settings), **inputs)
-
-
-@main.command()
-@click.option(
-    "--settings", default="{}", metavar="JSON", help="the step's settings as JSON; default: nothing is stated"
-)
-@click.option(
-    "--format",
-    "formats",
-    multiple=True,
-    type=click.Choice(["open_clip", "transformers", "diffusers"]),
-    help="repeatable; default: all that can express the model",
-)
-@_option("--model", FOLDER, "folder of a training, or another model folder")
-@click.option("--evaluation", type=FOLDER, help="folder of its evaluation, for the model card")
-@click.option("--baseline", type=FOLDER, help="folder of the untuned model's evaluation, to compare with in the card")
-@_output
-@_threads
-def export(settings: str, formats: tuple[str, ...], **folders: Any) -> None:
-    """Write a model for open_clip, transformers and diffusers, with a model card."""
-    import json
-
-    from saferclip.config import ExportSettings
-    from saferclip.export import export
-
-    section = _parse(ExportSettings, settings)
-    if formats:
-        section = _parse(ExportSettings, json.dumps(section.model_dump(mode="json") | {"formats": formats}))
-    export.export(section, **folders)
 
 
 def _product(command: Command) -> Command:

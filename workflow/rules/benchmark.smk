@@ -1,7 +1,3 @@
-localrules:
-    benchmark_images,
-
-
 # What the benchmark reads depends on where it comes from.
 NSFW_CAPS = RUN.benchmark.source if RUN.benchmark else None
 SAFE_IMAGES = [f"{R}/benchmark_images/manifest.json"] if NSFW_CAPS in ("release", "nocaps") else []
@@ -62,6 +58,7 @@ if SAFE_IMAGES:
             f"{LOGS}/benchmark_images.log",
         benchmark:
             f"{LOGS}/benchmark_images.tsv"
+        localrule: True
         conda:
             ENVIRONMENT
         threads: 1

@@ -2,6 +2,7 @@ rule downloads:
     """All that this run fetches, and nothing else: where only the login node has a network, ask for this first."""
     input:
         [str(path) + ".json" for path in fetched().values()],
+        images=lambda wildcards: SAFE_IMAGES,
 
 
 if RUN.downloads:
