@@ -719,7 +719,7 @@ class ImageToTextSettings(Settings):
         "positions"
     )
     test_images: Annotated[int, Field(ge=0)] = Field(description="unsafe images of the test quadruples, at most")
-    folders: dict[RunName, Download] = Field({}, description="folders of unsafe images, by names of yours")
+    folders: dict[RunName, Download] = Field(description="folders of unsafe images, by names of yours")
     folder_images: Positive = Field(description="images of each folder, at most")
     prompt: str = Field(description="LLaVA's form of a conversation, with <image> and {question}")
     questions: Some[str] = Field(description="each is asked of each image")

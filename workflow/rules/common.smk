@@ -178,6 +178,23 @@ def exported(folder, method="{method}", seed="{seed}"):
     return [f"{place}/README.md", f"{place}/export.json", *model(f"{place}/open_clip")]
 
 
+def guided(wildcards):
+    """The settings of text_to_image with one guidance, so that a new one leaves the others' images alone."""
+    values = json.loads(RUN.settings_of("text_to_image"))
+    values["guidance"] = {wildcards.guidance: values["guidance"][wildcards.guidance]}
+    return json.dumps(values, sort_keys=True)
+
+
+def tuned_export(wildcards):
+    """A tuned method's export; nothing for the untuned one, with which other models keep their own encoder."""
+    return exported(f"{R}/export", wildcards.method, wildcards.seed) if RUN.methods[wildcards.method] else []
+
+
+def encoder_option(option, folder):
+    """The option that names an exported encoder; nothing where there is none."""
+    return lambda wildcards, input: f"{option} {dirname(input.export[0])}/{folder}" if input.export else ""
+
+
 def products(kind):
     """Figures or tables that this run makes; the table of learning rates where a choice was delivered."""
     chosen = ["learning_rates"] if kind is registry.TABLES and TRAINED and Path(CHOSEN_RATES).is_file() else []

@@ -1,20 +1,3 @@
-def guided(wildcards):
-    """The settings of text_to_image with one guidance, so that a new one leaves the others' images alone."""
-    values = json.loads(RUN.settings_of("text_to_image"))
-    values["guidance"] = {wildcards.guidance: values["guidance"][wildcards.guidance]}
-    return json.dumps(values, sort_keys=True)
-
-
-def tuned_export(wildcards):
-    """A tuned method's export; nothing for the untuned one, with which other models keep their own encoder."""
-    return exported(f"{R}/export", wildcards.method, wildcards.seed) if RUN.methods[wildcards.method] else []
-
-
-def encoder(option, folder):
-    """The option that names an exported encoder; nothing where there is none."""
-    return lambda wildcards, input: f"{option} {dirname(input.export[0])}/{folder}" if input.export else ""
-
-
 if RUN.generation and RUN.generation.text_to_image:
 
     rule text_to_image:
@@ -42,7 +25,7 @@ if RUN.generation and RUN.generation.text_to_image:
         params:
             settings=guided,
             downloads=lambda wildcards: given("text_to_image"),
-            encoder=encoder("--text-encoder", "diffusers_text_encoder/text_encoder"),
+            encoder=encoder_option("--text-encoder", "diffusers_text_encoder/text_encoder"),
             # Outside the outputs, which Snakemake deletes when a job fails: an interrupted run goes on from here.
             state=lambda wildcards: f"{R}/state/text_to_image/{wildcards.method}/seed-{wildcards.seed}/{wildcards.guidance}",
             folder=subpath(output.record, parent=True),
@@ -78,7 +61,7 @@ if RUN.generation and RUN.generation.image_to_text:
         params:
             settings=settings("image_to_text"),
             downloads=lambda wildcards: given("image_to_text"),
-            encoder=encoder("--vision", "transformers"),
+            encoder=encoder_option("--vision", "transformers"),
             # Outside the outputs, which Snakemake deletes when a job fails: an interrupted run goes on from here.
             state=lambda wildcards: f"{R}/state/image_to_text/{wildcards.method}/seed-{wildcards.seed}",
             folder=subpath(output.record, parent=True),
