@@ -92,6 +92,7 @@ def test_the_datasheet_says_how_it_was_made(run: Any, model: Any, kit: SimpleNam
     assert re.fullmatch(r"[0-9a-f]{64}", made["editor"]["prompts_sha256"])
     assert made["editor"]["answers"] == {"used": 12}
     assert made["illustrator"]["diffusion"]["model"] == "painter"
+    assert made["illustrator"]["judges"] == {"NudeNet": {"threshold": 0.6}}
     assert made["similarity"]["model"] == "jina-clip"
     assert "not to be redistributed" in sheet["licence"] and "not for training" in sheet["intended_use"]
     assert sheet["provenance"]["settings"]["endpoint"]["model"] == "rehearsal-editor"

@@ -92,19 +92,19 @@ def _painted(settings: BenchmarkSettings, inputs: Inputs) -> Any:
     from saferclip.benchmark.painting import Painted
 
     assert settings.diffusion is not None and settings.judges is not None  # by the configuration
-    # The batch changes no image.
-    sections = {
-        "diffusion": settings.diffusion.model_dump(mode="json", exclude={"batch_size"}),
-        "judges": settings.judges.model_dump(mode="json", exclude={"q16": {"batch_size"}}),
-    }
-    versions = {name: _version(_downloaded(inputs, name)) for name in _named(settings)}
+    # The batch changes no image. In the datasheet's tables "q16" would be read as a quantile.
+    diffused = settings.diffusion.model_dump(mode="json", exclude={"batch_size"}, exclude_none=True)
+    judged = settings.judges.model_dump(mode="json", exclude={"q16": {"batch_size"}}, exclude_none=True)
+    versions = {name: version for name in _named(settings) if (version := _version(_downloaded(inputs, name)))}
+    named = {"nudenet": "NudeNet", "q16": "Q16"}
+    identity = {"diffusion": diffused, "judges": {named[name]: section for name, section in judged.items()}}
     return Painted(
         painter=diffusion.load(settings.diffusion, inputs.downloads),
         judge=safety.load(settings.judges, inputs.downloads),
         candidates=settings.candidates,
         batch_size=settings.diffusion.batch_size,
         seed=settings.seed,
-        identity={**sections, "versions": versions},
+        identity={**identity, "versions": versions},
         state=_given(inputs.state, "--state"),
     )
 
