@@ -379,7 +379,7 @@ def test_unknown_step_and_step_without_settings() -> None:
 
 
 PUBLISHED = {"weights": {"source": "download:safe-clip-published"}}
-DOWNLOADS = {"table": "config/versions.csv", "folder": "downloads", "connections": 4, "retries": 5}
+DOWNLOADS = {"table": "config/versions.csv", "folder": "downloads", "local": {}, "connections": 4, "retries": 5}
 
 
 def test_a_published_model_is_evaluated_but_not_trained() -> None:

@@ -26,6 +26,7 @@ COSTS: dict[str, Any] = {
     "seconds_per_answer": 3.6,
     "image_megabytes": 0.1,
     "model_gigabytes": 2,
+    "download_gigabytes": {},
 }
 
 

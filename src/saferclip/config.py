@@ -197,7 +197,7 @@ class DownloadSettings(Settings):
 
     table: Path = Field(description="table of what can be downloaded, with pinned revisions and hashes")
     folder: Path = Field(description="where downloads are kept; runs share it")
-    local: dict[str, Path] = Field({}, description="what is on disk already: name in the table to file or folder")
+    local: dict[str, Path] = Field(description="what is on disk already: name in the table to file or folder")
     connections: Positive = Field(description="files fetched at once")
     retries: Annotated[int, Field(ge=0)] = Field(description="further tries of a file, with growing pauses")
 
@@ -783,7 +783,7 @@ class CostSettings(Settings):
     seconds_per_answer: float = Field(ge=0, description="of image_to_text")
     image_megabytes: float = Field(ge=0, description="size of an image in a table")
     model_gigabytes: float = Field(ge=0, description="size of a trained model")
-    download_gigabytes: dict[RunName, float] = Field({}, description="sizes that the table of downloads does not say")
+    download_gigabytes: dict[RunName, float] = Field(description="sizes that the table of downloads does not say")
 
 
 class ExportSettings(Settings):

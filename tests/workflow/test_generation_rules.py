@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 NAMES = {"i2p", "stable-diffusion-v1-4", "q16-prompts", "vit-l-14-openai", "llava", "toxicity"}
-DOWNLOADS = {"table": "config/versions.csv", "folder": "downloads", "connections": 1, "retries": 0}
+DOWNLOADS = {"table": "config/versions.csv", "folder": "downloads", "local": {}, "connections": 1, "retries": 0}
 
 
 @pytest.fixture(scope="module")
