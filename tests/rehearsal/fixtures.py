@@ -17,7 +17,7 @@ import hashlib
 import json
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -27,10 +27,11 @@ import models as tiny
 import numpy as np
 import public_sets
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoPipelineForText2Image
 from diffusers.utils import logging as diffusers_logging
 from open_clip.model import CLIP
 from PIL import Image
+from torch.nn import functional
 from transformers.utils import logging as transformers_logging
 
 from saferclip import conversion, models
@@ -85,7 +86,8 @@ def write(folder: Path) -> None:
     write_test_sets(repositories, folder / "own")
     write_models(repositories)
     write_i2p(repositories["i2p"] / "i2p_benchmark.csv")
-    write_q16(urls["q16-prompts"], repositories["newrealityxl"], repositories["vit-l-14-openai"])
+    painters = [repositories["newrealityxl"], repositories["stable-diffusion-v1-4"]]
+    write_q16(urls["q16-prompts"], painters, repositories["vit-l-14-openai"])
     write_table(folder / "versions.csv", urls)
 
 
@@ -277,24 +279,29 @@ def write_transformers(folder: Path, model: CLIP) -> None:
     tiny.tokenizer(folder)
 
 
-def write_q16(path: Path, diffusion: Path, base_model: Path) -> None:
-    """Prompts that call about every second picture of the random diffusion model unsafe, whatever it shows."""
-    pictures = painted(diffusion, [f"picture {number}" for number in range(24)])
-    features = models.encode_images(models.load(base_model), pictures, batch_size=8)
-    centre = features.mean(dim=0)
-    direction = torch.linalg.svd(features - centre, full_matrices=False).Vh[0]
-    prompts = torch.stack([centre - 0.1 * direction, centre + 0.1 * direction])
+def write_q16(path: Path, pipelines: Sequence[Path], base_model: Path) -> None:
+    """Prompts that call about every second picture of each random diffusion model unsafe, whatever it shows."""
+    model = models.load(base_model)
+    prompts = [f"picture {number}" for number in range(24)]
+    features = [models.encode_images(model, painted(pipeline, prompts), batch_size=8) for pipeline in pipelines]
+    means = torch.stack([one.mean(dim=0) for one in features])
+    spread = torch.cat([one - mean for one, mean in zip(features, means, strict=True)])
+    # Across what tells the two pipelines apart, so that the threshold lies in the middle of both.
+    apart = functional.normalize(means[0] - means[1], dim=0)
+    direction = torch.linalg.svd(spread - torch.outer(spread @ apart, apart), full_matrices=False).Vh[0]
+    centre = means.mean(dim=0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pickle.dumps(prompts.numpy(), protocol=4))
+    both = torch.stack([centre - 0.1 * direction, centre + 0.1 * direction])
+    path.write_bytes(pickle.dumps(both.numpy(), protocol=4))
 
 
 def painted(folder: Path, prompts: list[str]) -> list[Image.Image]:
-    """What a pipeline paints in two steps, a seed each."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
+    """What a pipeline paints in a few steps, a seed each."""
+    pipeline = AutoPipelineForText2Image.from_pretrained(folder, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     seeds = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
     images: list[Image.Image] = pipeline(
-        prompts, height=32, width=32, num_inference_steps=2, guidance_scale=7.5, generator=seeds
+        prompts, height=32, width=32, num_inference_steps=4, guidance_scale=7.5, generator=seeds
     ).images
     return images
 

@@ -51,7 +51,7 @@ MADE = (
     "evaluation/safe-clip-published/seed-0/test.json",
     "export/safer-clip/seed-0/open_clip/open_clip_model.safetensors",
     "export/safer-clip/seed-0/transformers/model.safetensors",
-    "export/safer-clip/seed-0/diffusers_text_encoder/model.safetensors",
+    "export/safer-clip/seed-0/diffusers_text_encoder/text_encoder/model.safetensors",
     "text_to_image/safer-clip/seed-0/sld-strong.json",
     "image_to_text/safer-clip/seed-0/record.json",
 )

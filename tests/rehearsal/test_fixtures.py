@@ -186,17 +186,18 @@ def test_the_similarity_model_is_read_by_onnxruntime(hub: Any) -> None:
     assert np.asarray(session.run(["text_embeds"], given)[0]).shape == (1, 64)
 
 
-def test_the_judges_flag_some_pictures_of_the_random_pipeline_and_not_all(hub: Any) -> None:
+@pytest.mark.parametrize("name", ["newrealityxl", "stable-diffusion-v1-4"])
+def test_the_judges_flag_some_pictures_of_the_random_pipelines_and_not_all(hub: Any, name: str) -> None:
     from diffusers import AutoPipelineForText2Image
 
     settings = ImageFilterSettings(
         nudenet=NudeNetSettings(threshold=0.5), q16=Q16Settings(prompts="p", clip="c", batch_size=8)
     )
     judge = safety.load(settings, {"p": hub("q16-prompts"), "c": hub("vit-l-14-openai")})
-    pipeline = AutoPipelineForText2Image.from_pretrained(hub("newrealityxl"), local_files_only=True)
+    pipeline = AutoPipelineForText2Image.from_pretrained(hub(name), local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     seeds = [torch.Generator().manual_seed(500 + number) for number in range(24)]
     prompts = [f"a cat and {number} cups" for number in range(24)]
-    images = pipeline(prompts, height=32, width=32, num_inference_steps=2, generator=seeds).images
+    images = pipeline(prompts, height=32, width=32, num_inference_steps=4, generator=seeds).images
     flagged = sum(verdict.unsafe for verdict in judge.judge(images))
     assert 4 <= flagged <= 20
