@@ -111,14 +111,14 @@ def modules(*names):
     """Source files behind modules of saferclip: all they import from it, and the data files beside them.
 
     Snakemake cannot see edits behind a command line, so rules list these as inputs. Left out are
-    config.py, since its effect on a step is the step's settings, and the package's version.
+    config/, since its effect on a step is the step's settings, and the package's version.
     """
     found = {}
     queue = [f"saferclip.{name}" for name in names]
     while queue:
         name = queue.pop()
         file = _source(name)
-        if name in found or name in ("saferclip", "saferclip.config") or file is None:
+        if name in found or name == "saferclip" or name.startswith("saferclip.config") or file is None:
             continue
         found[name] = file
         queue += [name.rpartition(".")[0], *_imports(file)]

@@ -1,0 +1,214 @@
+"""A whole run's configuration, and which part of it each step is given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import Field, field_validator, model_validator
+
+from saferclip.config.base import ConfigError, Distinct, RunName, Settings, downloads_of
+from saferclip.config.benchmark import BenchmarkImages, BenchmarkSettings
+from saferclip.config.data import DataSettings, MiniSets, SetSettings, SetsStep, UnsafeImages, VisuText
+from saferclip.config.evaluation import CostSettings, EvaluationSettings, FigureSettings, GenerationSettings
+from saferclip.config.models import BaseModelSettings, BaseModelTrainingSettings, ExportSettings
+from saferclip.config.tools import DownloadSettings
+from saferclip.config.training import (
+    Method,
+    MethodSettings,
+    MiningSettings,
+    OptimisationSettings,
+    PublishedModel,
+    SelectionSettings,
+    TrainingSettings,
+)
+
+
+class Config(Settings):
+    """A whole run."""
+
+    name: RunName = Field(description="outputs go to results/<name>/")
+    title: str = Field(description="how the data set is called in tables and figures")
+    seeds: Distinct[int] = Field(description="each trained method is run once with each")
+    downloads: DownloadSettings | None = None
+    data: DataSettings
+    test_sets: SetSettings | None = None
+    base_model: BaseModelSettings
+    base_model_training: BaseModelTrainingSettings | None = None
+    benchmark: BenchmarkSettings | None = None
+    mining: MiningSettings
+    optimisation: OptimisationSettings
+    methods: dict[RunName, Method]
+    selection: SelectionSettings
+    evaluation: EvaluationSettings
+    generation: GenerationSettings | None = None
+    figures: FigureSettings
+    export: ExportSettings | None = None
+    costs: CostSettings | None = None
+
+    @field_validator("methods")
+    @classmethod
+    def _only_clip_untuned(cls, methods: dict[str, Method]) -> dict[str, Method]:
+        untuned = [name for name, settings in methods.items() if settings is None]
+        if untuned != ["clip"]:
+            others = [name for name in untuned if name != "clip"]
+            advice = f"; say how these are trained: {', '.join(others)}" if others else ""
+            raise ValueError(f"must hold 'clip: {{}}', the untuned model every table compares with{advice}")
+        return methods
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        problems = list(self._contradictions())
+        if problems:
+            raise ValueError("; also, ".join(problems))
+        return self
+
+    def _contradictions(self) -> Iterable[str]:
+        """Sections that are right in themselves but do not go together."""
+        if "nsfw_caps" in self.evaluation.benchmarks and self.benchmark is None:
+            yield "evaluation.benchmarks names 'nsfw_caps', so the section 'benchmark' must be given"
+        yield from self._contradictions_of_sets({"gallery", "zero_shot"} & set(self.evaluation.benchmarks))
+        drawn = self.benchmark is not None and self.benchmark.source == "embedded"
+        if self.data.source != "embedded" and drawn and "nsfw_caps" in self.evaluation.benchmarks:
+            yield (
+                "evaluation.benchmarks names ['nsfw_caps'], which benchmark.source 'embedded' draws in the embedded "
+                f"world; leave it out where data.source is '{self.data.source}', or set benchmark.source to 'release' "
+                "or 'nocaps'"
+            )
+        visu = self.data.visu if self.data.source == "visu" else None
+        if visu and visu.unsafe_images is None and visu.missing_images == "refuse":
+            yield (
+                "data.visu.unsafe_images is not given, so that all unsafe images are withheld; set "
+                "data.visu.missing_images to 'keep' to use rows for their captions, or have the images made"
+            )
+        if visu and self.downloads is None:
+            yield "data.source is 'visu', so the section 'downloads' must be given"
+        for method, seeds in (self.figures.runs or {}).items():
+            if method not in self.methods or not set(seeds) <= set(self.seeds_of(method)):
+                yield f"figures.runs names '{method}' with seeds {list(seeds)}, which this run does not have"
+
+    def _contradictions_of_sets(self, named: set[str]) -> Iterable[str]:
+        """Benchmarks that need test sets which this run does not have or cannot draw."""
+        if not named:
+            return
+        if self.test_sets is None:
+            yield "evaluation.benchmarks names 'gallery' or 'zero_shot', so the section 'test_sets' must be given"
+        elif self.test_sets.source == "embedded" and self.data.source != "embedded":
+            yield (
+                f"evaluation.benchmarks names {sorted(named)}, which test_sets.source 'embedded' draws in the embedded "
+                f"world; leave them out where data.source is '{self.data.source}', or set test_sets.source to 'public'"
+            )
+        elif missing := sorted(named - self.test_sets.benchmarks):
+            yield f"evaluation.benchmarks names {missing}, for which test_sets.public names no sets"
+
+    def training(self, method: str) -> TrainingSettings:
+        """Settings of one method's training; raises ConfigError for an unknown, untuned or published one."""
+        settings = self.methods.get(method)
+        if not isinstance(settings, MethodSettings):
+            raise ConfigError(f"method '{method}' is not trained; choose one of: {', '.join(self.trained)}")
+        return TrainingSettings(optimisation=self.optimisation, method=settings)
+
+    def published(self, method: str) -> BaseModelSettings:
+        """Where a published model comes from; raises ConfigError for a method that is none."""
+        settings = self.methods.get(method)
+        if not isinstance(settings, PublishedModel):
+            raise ConfigError(f"method '{method}' is not a published model; write 'weights: {{source: ...}}' for one")
+        return settings.weights
+
+    @property
+    def trained(self) -> list[str]:
+        """Methods that this run trains: neither the untuned model nor published ones."""
+        return [name for name, settings in self.methods.items() if isinstance(settings, MethodSettings)]
+
+    def figure_settings(self) -> FigureSettings:
+        """What figures and tables depend on: their section, with the run's title, methods and seeds filled in."""
+        runs = self.figures.runs or {method: self.seeds_of(method) for method in self.methods}
+        return self.figures.model_copy(update={"title": self.figures.title or self.title, "runs": runs})
+
+    def export_settings(self) -> ExportSettings:
+        """What an export depends on: its section, with the run's title and base model filled in."""
+        settings = self.export or ExportSettings.model_validate({})
+        known = {"title": settings.title or self.title, "base_model": settings.base_model or self.base_model.source}
+        return settings.model_copy(update=known)
+
+    def section(self, step: str, method: str | None = None) -> Settings:
+        """The settings of one step.
+
+        Raises ConfigError for a step that does not exist or that this run does not have.
+        """
+        embedded = self.data.embedded
+        sections: dict[str, Settings | None] = {
+            "data": self._data_step(),
+            "unsafe_images": self._unsafe_images(),
+            "test_sets": self._sets_step(),
+            "base_model_training": self.base_model_training,
+            "base_model": self.base_model,
+            "published_model": self.published(method) if method and step == "published_model" else None,
+            "benchmark": self.benchmark,
+            "benchmark_images": self._benchmark_images(),
+            "scene_detail": embedded.detail if embedded else None,
+            "embedding": self.mining,
+            "mining": self.mining,
+            "training": self.training(method) if method and step == "training" else None,
+            "evaluation": self.evaluation,
+            "export": self.export_settings(),
+            "text_to_image": self.generation and self.generation.text_to_image,
+            "image_to_text": self.generation and self.generation.image_to_text,
+            "figure": self.figure_settings(),
+            "table": self.figure_settings(),
+        }
+        if step not in sections:
+            raise ConfigError(f"there is no step '{step}'; choose one of: {', '.join(sections)}")
+        section = sections[step]
+        if section is None:
+            missing = (
+                "name a method" if step in ("training", "published_model") else f"'{self.name}' has no settings for it"
+            )
+            raise ConfigError(f"step '{step}': {missing}")
+        return section
+
+    def settings_of(self, step: str, method: str | None = None) -> str:
+        """The settings of one step as JSON, in one form whatever the file's notation was; raises as ``section``."""
+        return json.dumps(self.section(step, method).model_dump(mode="json"), sort_keys=True)
+
+    def downloads_of(self, step: str, method: str | None = None) -> dict[str, Path]:
+        """What a step needs from elsewhere: name in ``downloads.table`` to the place on disk."""
+        names = downloads_of(self.section(step, method))
+        if names and self.downloads is None:
+            raise ConfigError(f"{names[0]} is to be downloaded, so the section 'downloads' must be given")
+        return {name: self.downloads.path(name) for name in names} if self.downloads else {}
+
+    def _sets_step(self) -> SetsStep | None:
+        if self.test_sets is None:
+            return None
+        if self.test_sets.source == "public":
+            return SetsStep(public=self.test_sets.public)
+        if self.data.embedded is None or self.test_sets.embedded is None:
+            return None
+        world, sizes = self.data.embedded, self.test_sets.embedded
+        return SetsStep(embedded=MiniSets(seed=world.seed, detail=world.detail, **sizes.model_dump()))
+
+    def _benchmark_images(self) -> BenchmarkImages | None:
+        if self.benchmark is None or self.benchmark.source == "embedded":
+            return None
+        chosen = {self.benchmark.source: getattr(self.benchmark, self.benchmark.source)}
+        return BenchmarkImages(size=self.benchmark.size, seed=self.benchmark.seed, **chosen)
+
+    def _data_step(self) -> DataSettings:
+        """Without how unsafe images are made: the step that makes them is given that."""
+        if self.data.visu is None:
+            return self.data
+        return self.data.model_copy(update={"visu": self.data.visu.model_copy(update={"unsafe_images": None})})
+
+    def _unsafe_images(self) -> UnsafeImages | None:
+        visu = self.data.visu
+        if self.data.source != "visu" or visu is None or visu.unsafe_images is None:
+            return None
+        # By field, not by value, or nested sections would lose which of their fields were given.
+        captions = {name: getattr(visu, name) for name in VisuText.model_fields}
+        return UnsafeImages(**captions, **dict(visu.unsafe_images))
+
+    def seeds_of(self, method: str) -> tuple[int, ...]:
+        """Seeds that a method is run with: one that is not trained here has nothing to repeat."""
+        return self.seeds if method in self.trained else self.seeds[:1]

@@ -1,0 +1,115 @@
+"""Settings of mining and fine-tuning; a method is one of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from saferclip.config.base import Distinct, Positive, Settings, Share
+from saferclip.config.models import BaseModelSettings
+
+
+class MiningSettings(Settings):
+    """How the frozen embeddings are computed and searched; no result depends on it."""
+
+    block_size: Positive = Field(description="rows of one similarity block; memory is its square")
+    batch_size: Positive = Field(description="inputs encoded at once")
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters, in PEFT's terms."""
+
+    rank: Positive
+    alpha: float = Field(gt=0)
+    dropout: Share
+    target_modules: str = Field(description="regular expression over open_clip module names")
+
+
+class OptimisationSettings(Settings):
+    """Shared by every method, so that methods differ in method only."""
+
+    epochs: Positive
+    batch_size: Positive = Field(description="quadruples in one optimizer step")
+    accumulation: Positive = Field(description="micro-batches that one optimizer step is split into")
+    max_gradient_norm: float = Field(gt=0)
+    precision: Literal["bf16", "fp32"]
+    logit_scale: Literal["base-model"] | Annotated[float, Field(gt=0)] = Field(
+        description="factor of cosines in contrastive terms: a number, or the base model's own (OpenAI's: 100)"
+    )
+    lora: LoraSettings
+
+
+class LossWeights(Settings):
+    """Weights of the eight terms; they are normalised to sum 1.
+
+    *preservation* terms act on safe inputs, *redirection* terms on unsafe ones; *cross* terms
+    compare with the other modality's frozen embeddings.
+    """
+
+    preservation_text: float = Field(ge=0)
+    preservation_image: float = Field(ge=0)
+    preservation_cross_text: float = Field(ge=0)
+    preservation_cross_image: float = Field(ge=0)
+    redirection_text: float = Field(ge=0)
+    redirection_image: float = Field(ge=0)
+    redirection_cross_text: float = Field(ge=0)
+    redirection_cross_image: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> LossWeights:
+        if sum(self.model_dump().values()) == 0:
+            raise ValueError("at least one weight must be above 0")
+        return self
+
+
+class MethodSettings(Settings):
+    """One way of fine-tuning; ``methods`` in the config maps names to these."""
+
+    targets: Literal["paired", "nearest"]
+    cross_modal: Literal["infonce", "relative"]
+    curriculum: Literal["none", "progressive"]
+    learning_rate: float = Field(gt=0)
+    weights: LossWeights
+
+
+class PublishedModel(Settings):
+    """A model that others have tuned: evaluated as it is, beside those that this run trains."""
+
+    weights: BaseModelSettings
+
+
+# Stand in the places of errors, never in a configuration.
+KINDS_OF_METHOD: dict[str, type[Settings]] = {"(trained)": MethodSettings, "(published)": PublishedModel}
+
+
+def _kind_of_method(value: Any) -> str:
+    """Which of the two a method is meant to be: losses have weights, and so have models, but these have a source."""
+    weights = value.get("weights") if isinstance(value, dict) else getattr(value, "weights", None)
+    published = "source" in weights if isinstance(weights, dict) else isinstance(weights, BaseModelSettings)
+    return "(published)" if published else "(trained)"
+
+
+# DESIGN: `clip: {}` reads as "CLIP, with nothing done to it".
+Method = Annotated[
+    Annotated[
+        Annotated[MethodSettings, Tag("(trained)")] | Annotated[PublishedModel, Tag("(published)")],
+        Discriminator(_kind_of_method),
+    ]
+    | None,
+    BeforeValidator(lambda value: None if value == {} else value),
+]
+
+
+class TrainingSettings(Settings):
+    """All that one training run may depend on, besides its input files and its seed."""
+
+    optimisation: OptimisationSettings
+    method: MethodSettings
+
+
+class SelectionSettings(Settings):
+    """The one rule by which learning rates are chosen, the same for every method."""
+
+    learning_rates: Distinct[Annotated[float, Field(gt=0)]]
+    seed: int
