@@ -50,7 +50,13 @@ def test_an_address_must_be_one(kit: SimpleNamespace) -> None:
 def with_benchmark(settings: BenchmarkSettings) -> config.Config:
     values = copy.deepcopy(MINI)
     values["benchmark"] = settings.model_dump(mode="json", exclude_none=True)
-    values["downloads"] = {"table": "config/versions.csv", "folder": "downloads", "local": {}, "connections": 2, "retries": 1}
+    values["downloads"] = {
+        "table": "config/versions.csv",
+        "folder": "downloads",
+        "local": {},
+        "connections": 2,
+        "retries": 1,
+    }
     return config.validate(values)
 
 

@@ -318,7 +318,13 @@ def config(**visu_settings: Any) -> Config:
     values = read(Path(__file__).parents[2] / "config/own-pairs.yaml")
     section = {"text": "visu-text", "images": ["coco-train2017"], "missing_images": "keep", **visu_settings}
     values["data"] = {"source": "visu", "visu": section}
-    values["downloads"] = {"table": "config/versions.csv", "folder": "downloads", "local": {}, "connections": 2, "retries": 1}
+    values["downloads"] = {
+        "table": "config/versions.csv",
+        "folder": "downloads",
+        "local": {},
+        "connections": 2,
+        "retries": 1,
+    }
     return validate(values)
 
 
