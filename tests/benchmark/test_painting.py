@@ -110,15 +110,16 @@ def test_an_image_that_vanished_is_painted_again(painted: Any, kit: SimpleNamesp
     assert len(painter.prompts) == 1
 
 
-def test_a_forbidden_pair_is_never_drawn(painted: Any, kit: SimpleNamespace) -> None:
+def test_who_could_be_a_minor_is_never_drawn_whatever_the_category(painted: Any, kit: SimpleNamespace) -> None:
     painter = kit.Painter()
     chosen = [
         *pairs(["A bus, sexual"], safe="A boy on a bus"),
         *pairs(["A bus next to a pistol"], category="sexual", safe="A 9-year-old on a bus"),
         *pairs(["A naked girl on a bus"]),
         *pairs(["A boy next to a pistol"], safe="A boy on a bus"),
+        *pairs(["A bus next to a pistol"], safe="A 9-year-old on a bus"),
     ]
     found = illustrate(painted(painter, kit.Judge()), chosen)
-    assert [drawn.fault for drawn in found] == ["forbidden"] * 3 + [None]
-    assert painter.prompts == ["A boy next to a pistol"]
-    assert [drawn.image for drawn in found[:3]] == [None] * 3
+    assert [drawn.fault for drawn in found] == ["forbidden"] * 3 + [None] * 2
+    assert painter.prompts == []
+    assert [(drawn.image, drawn.tries) for drawn in found] == [(None, 0)] * 5

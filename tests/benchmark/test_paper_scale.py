@@ -258,7 +258,7 @@ def test_the_release_is_published_as_it_is_but_for_forbidden_rows(run: Any, rele
 def test_images_of_the_release_are_drawn_where_one_is_flagged(
     run: Any, released: BenchmarkSettings, kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    painter, flagged = kit.Painter(), iter([True, False, False, False, False, False, True])
+    painter, flagged = kit.Painter(), iter([True, False, False, False])
     monkeypatch.setattr("saferclip.diffusion.load", lambda *_: painter)
     monkeypatch.setattr("saferclip.safety.load", lambda *_: kit.Judge(lambda _image: next(flagged)))
     monkeypatch.setattr(
@@ -266,8 +266,9 @@ def test_images_of_the_release_are_drawn_where_one_is_flagged(
     )
     chosen = released.model_copy(update={"image_maker": "diffusion", "safety_filter": "judges"})
     rows, sheet = run(chosen.model_validate(chosen.model_dump() | kit.painted_settings()))
-    assert [row["unsafe_image"] is None for row in rows] == [False, True, False]
-    assert set(painter.prompts) == {RELEASED[number][1] for number in (0, 1, 3)}
+    assert [row["unsafe_image"] is None for row in rows] == [False, True, True]
+    assert set(painter.prompts) == {RELEASED[number][1] for number in (0, 3)}  # the boy of the other row is never drawn
+    assert sheet["without_image"]["unsafe"] == 2
     assert sheet["rejected"]["image not unsafe"] == 1
 
 
@@ -343,7 +344,8 @@ def test_no_builder_ever_pairs_a_child_term_with_sexual_content(
     except io.DataError as error:
         assert re.search("nearly every|no more captions|no row", str(error))
     allowed = [edit for safe, edit, category, other in drawn if ethics.violation([safe, other], edit, category) is None]
-    assert set(careless.painted) <= set(allowed)
+    harmless = [edit for safe, edit, _, other in drawn if ethics.minor_hint((safe, other, edit)) is None]
+    assert set(careless.painted) <= set(harmless)
     for row in rows:
         known = (row["safe_caption"], row["unsafe_caption"])
         assert row["unsafe_caption"] in allowed

@@ -124,17 +124,18 @@ def test_shards_and_batches_do_not_change_results(
 def test_captions_that_could_mean_a_minor_are_never_painted(
     small_visu: Any, tmp_path: Path, fakes: FakePainter
 ) -> None:
-    """Whichever of the two captions says so, and whatever the kind of harm."""
+    """Whichever of the two captions says so, or the kind of harm."""
     train = small_visu.records["train"]
     train[0]["nsfw"] = "A boy beside a pistol."
     train[1]["safe"] = "A 12 year old and her mother at a table."
     train[2]["nsfw"] = "Some t-e-e-n-s with a syringe."
+    train[3]["tag"] = "child abuse"
     small_visu.write_text()
     found = {row["id"]: row for row in make(small_visu, tmp_path / "out")}
-    for name in ("train-0", "train-1", "train-2"):
+    for name in ("train-0", "train-1", "train-2", "train-3"):
         assert found[name]["reason"] == MINOR and found[name]["image"] is None and found[name]["candidates"] == 0
-    assert {train[row]["nsfw"] for row in range(3)}.isdisjoint(p for batch in fakes.batches for p, _ in batch)
-    assert io.read_json(tmp_path / "out" / "0.json")["outcomes"][MINOR] == 3
+    assert {train[row]["nsfw"] for row in range(4)}.isdisjoint(p for batch in fakes.batches for p, _ in batch)
+    assert io.read_json(tmp_path / "out" / "0.json")["outcomes"][MINOR] == 4
 
 
 def test_without_anything_to_paint_no_model_is_loaded(

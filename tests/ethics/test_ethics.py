@@ -29,6 +29,13 @@ a first-grader | graders | kindergarten | a nursery | a preschool | a playground
 a stroller | a diaper bag | a pacifier | a cub scout | scouts | a quinceañera dress | a bar mitzvah
 a prom queen | kid gloves | a school bus | a little one on a bench | tiny humans | a lad | a lass | laddies
 a bambino | an orphan | a ballerina | a cheerleader | a little brother | a small person
+a cadet | an underclassman | undergrads on the lawn | a coed | a ring bearer at a wedding | a princess costume
+a little leaguer | a tee-ball player | a T-ball game | pee-wee football | a trick-or-treater | a preemie
+quadruplets in a row | wee ones | a mini-me | an ankle biter | rugrats | the class of 2031 | born in 2015
+a lil bro | a gurl | grrls | a chico | a niño | a niña | enfants | a homecoming dance | a christening | a fetus
+a pigtailed skater | a munchkin | a teenie | a teener | barely legal | pre-K | brats | small fry | moppets
+a stripling | a whippersnapper | a bobby-soxer | a half-grown person | not yet an adult | a non-adult
+a prepubertal person | an immature person
 """
 AGES = """
 a 12-year-old on a horse | a twelve year old | 12 years old | a 9 year-old | an 8-years-old player
@@ -38,7 +45,9 @@ at the age of fifteen | aged about six | aged xii | under 18 | under-16s | U16s 
 younger than 10 | a year-old | a several-year-old | an l2-year-old | 8 to 25 year olds
 between five and thirty years old | her 5th birthday | a first birthday | the sixteenth birthday cake
 a birthday party | a bday cake | turning 9 | turned seventeen | sweet sixteen | grade 5 | a third grade
-5th grade
+5th grade | year 9 | Year 7s | twelve years of age | a 16 years-aged person | ten summers old | a person who is 13
+she is thirteen | he's only 9 | she looks sixteen | a swimmer, 16 | Ada (15) on a horse | sub-18 | <18 | < 18
+17F | 16/f | f17 | m 16 | 16 and pregnant | sixteen-and-pregnant
 """
 OBFUSCATED = [
     "a ch1ld on a swing",
@@ -116,7 +125,8 @@ a season of rain | soon | a reason | a 35-year-old man | a forty-year-old tree |
 a thirtieth birthday | a twenty-first birthday | number 5 on a shirt | the number 7 bus to 7 people
 fifteen bottles | a canteen | a package | a tower | a wardrobe | a café with jalapeños | a smørrebrød
 a Boeing 707 | a dog...lying on a sofa | 20 years ago | a majority | an elephant | a totem | a garbage truck
-adults | a bouquet of roses, tied | a glass of wine (red) | total | #1 of 10
+he is one of many | she is 35 | a painter, 41 | Ada (52) on a horse | f/2.8 | the year 1990 | a grape | branches
+a broom | adults | a bouquet of roses, tied | a glass of wine (red) | total | #1 of 10
 """
 
 

@@ -65,6 +65,11 @@ class Pair:
         """Why this pair must not be drawn or kept, or None."""
         return ethics.violation(self.source.captions, self.edit.caption, self.edit.category)
 
+    @property
+    def minor(self) -> str | None:
+        """What in any of the captions could mean a minor, or None."""
+        return ethics.minor_hint((*self.source.captions, self.edit.caption))
+
 
 @dataclass(frozen=True)
 class Picture:

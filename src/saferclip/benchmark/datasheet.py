@@ -36,8 +36,9 @@ NOT_INTENDED = (
 )
 ETHICS = (
     "No pair is sexual where a caption of the image holds a child term, an age below 20 or one that is not known, or "
-    "letters that cannot be read: such captions are offered other categories only, and edits and images are checked "
-    "again (saferclip.ethics). Words alone are checked, not what an image shows."
+    "letters that cannot be read: such captions are offered other categories only, edits are checked again, and a "
+    "diffusion model is given none of these pairs, of any category: they have captions and a safe image alone "
+    "(saferclip.ethics). Words are checked, not what an image shows."
 )
 
 

@@ -1,4 +1,8 @@
-"""Unsafe images by a diffusion model, accepted if a judge flags them; what is done is kept for the next start."""
+"""Unsafe images by a diffusion model, accepted if a judge flags them; what is done is kept for the next start.
+
+Captions in which a minor could be meant are never painted, whatever their category: the judges' flag for which an image
+is kept may be that of nudity, and the models in use are made for it.
+"""
 
 from __future__ import annotations
 
@@ -64,11 +68,9 @@ class Painted:
     def illustrate(self, pairs: Iterable[Pair], rng: np.random.Generator) -> Iterator[Illustration]:  # noqa: ARG002
         waiting = iter(tqdm(pairs, "painting", disable=None))
         while batch := list(islice(waiting, self.batch_size)):
-            # Once more, right before anything is drawn.
-            allowed = [pair for pair in batch if not pair.violation]
-            self._paint([pair.edit.caption for pair in allowed if not self._is_known(pair.edit.caption)])
-            for pair in batch:
-                yield Illustration(pair, None, 0, FORBIDDEN) if pair.violation else self._result(pair)
+            captions = [pair.edit.caption for pair in batch if not pair.minor]
+            self._paint([caption for caption in captions if not self._is_known(caption)])
+            yield from map(self._result, batch)
 
     def _paint(self, captions: Sequence[str]) -> None:
         """Paint captions that are new until each has an image that is flagged, or no candidates are left."""
@@ -88,6 +90,9 @@ class Painted:
         return entry is not None and (not entry["kept"] or self._file(entry["key"]).is_file())
 
     def _result(self, pair: Pair) -> Illustration:
+        """What became of a pair; one that is never painted is kept for its captions, unless it is forbidden."""
+        if pair.minor:
+            return Illustration(pair, None, 0, FORBIDDEN if pair.violation else None)
         entry = self.journal.entries[self._key(pair.edit.caption)]
         if not entry["kept"]:
             return Illustration(pair, None, entry["tries"], NOT_UNSAFE)

@@ -124,8 +124,11 @@ def make(settings: UnsafeImages, shard: int, downloads: Mapping[str, Path], outp
 
 
 def prompt_of(record: Record, settings: UnsafeImages) -> Prompt:
-    """The unsafe caption and its candidates' seeds: the record's own, those of the settings, or derived from its id."""
-    if ethics.minor_hint((record.safe, record.unsafe)) is not None:
+    """The unsafe caption and its candidates' seeds: the record's own, those of the settings, or derived from its id.
+
+    The kind of harm may say what the captions do not: one of ViSU's is child abuse.
+    """
+    if ethics.minor_hint((record.safe, record.unsafe, record.category)) is not None:
         return Prompt(record.id, record.unsafe, ())
     seeds = record.seeds or settings.seeds or [_seed(record.id, number) for number in range(settings.candidates)]
     return Prompt(record.id, record.unsafe, tuple(seeds[: settings.candidates]))

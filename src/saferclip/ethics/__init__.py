@@ -32,7 +32,7 @@ REVERSALS = {
     "RLE",
     "RLI",
 }  # characters that turn the order of letters round, after which none can be read
-UNITS = r"(?:years?|yrs?|months?|weeks?|days?|hours?)"
+UNITS = r"(?:years?|yrs?|months?|weeks?|days?|hours?|summers?|winters?)"
 SMALL = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
     *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
@@ -132,12 +132,19 @@ def _unreadable(text: str) -> str | None:
 AGES = [
     # 12-year-old, nine years old, 8 to 25 year olds, and "year-old" after what is no number: an age that is not known
     rf"(?:(?P<from>{NUMBER})\s*(?:-|to|and|or)\s*)?(?P<age>{NUMBER})?[\s-]*\b{UNITS}[\s-]*olds?\b",
-    rf"(?P<age>{NUMBER})[\s-]*{UNITS}[\s-]*olds?\b",
+    rf"(?P<age>{NUMBER})[\s-]*{UNITS}[\s-]*(?:olds?|aged|of\s+age)\b",
     rf"(?P<age>{NUMBER})[\s-]*(?:y[\s./-]*o|yrs?)\b",  # 14 yo, 14 y/o, 14yrs
     rf"\bage[ds]?\b\W*(?:of|about|around|only|just|is|:)?\s*(?:between\s+)?(?P<age>{NUMBER}|[ivx]+)\b",
-    rf"\b(?:under|below|younger|u)[\s-]*(?:than\s+|the\s+age\s+of\s+)?(?P<age>{NUMBER})s?\b",
+    rf"\b(?:under|below|younger|sub|u)[\s-]*(?:than\s+|the\s+age\s+of\s+)?(?P<age>{NUMBER})s?\b",
     rf"\bturn(?:s|ed|ing)?\s+(?P<age>{NUMBER})\b",
-    rf"\b(?:{ORDINAL}|{'|'.join(ORDINALS)})[\s-]+grade\b|\bgrade\s+(?P<age>{NUMBER})\b",
+    rf"\b(?:{ORDINAL}|{'|'.join(ORDINALS)})[\s-]+grade\b|\b(?:grade|year)\s+(?P<age>{NUMBER})s?\b",
+    # she is 13, he's only nine, who looks sixteen; but not: he is one of many
+    rf"\b(?:he|she|they|who)\W+(?:is|s|are|re|was|were|looks?)\W+(?:\w+\s+)?(?P<age>{NUMBER})\b(?!\s+of\b)",
+    r"[,(]\s*(?P<age>\d{1,2})\s*(?:[,.)]|$)",  # a swimmer, 16; Ada (15)
+    r"<\s*(?P<age>\d{1,2})\b",
+    r"\b(?P<age>\d{2})[\s/]*[fm]\b",  # 17F, 17/m
+    r"\b[fm][\s/]*(?P<age>\d{2})\b",
+    rf"\b(?P<age>{NUMBER})[\s-]*(?:and|&|n)[\s-]*pregnant\b",
     rf"(?<!\w)(?:(?P<grown>{ORDINAL})[\s-]+)?(?:birthday|bday|b-day)\b",
     r"\bsweet\s+(?:sixteen|16)\b",
 ]
