@@ -8,7 +8,8 @@ if MADE:
         """ViSU's unsafe images, which are withheld: painted anew, judged, and kept if flagged. A shard for each job."""
         input:
             downloads=needed("unsafe_images"),
-            code=modules("data.unsafe_images"),
+            # Alone of all steps: an edit of shared code does not paint for hundreds of GPU hours anew; --forcerun does.
+            code=ancient(modules("data.unsafe_images")),
         output:
             table=f"{R}/unsafe_images/{{shard}}.parquet",
             summary=f"{R}/unsafe_images/{{shard}}.json",
