@@ -179,7 +179,7 @@ def times(*folders: Path) -> dict[str, list[float]]:
     for folder in folders:
         for file in sorted(folder.glob("**/logs/**/*.tsv")):
             parts = file.relative_to(folder).parts
-            rule = "download" if folder == WORLD else Path(parts[parts.index("logs") + 1]).stem
+            rule = "download" if parts[0] == "fetched" else Path(parts[parts.index("logs") + 1]).stem
             with file.open(newline="") as rows:
                 found[rule] += [float(row["s"]) for row in csv.DictReader(rows, delimiter="\t")]
     return found
