@@ -169,9 +169,9 @@ def test_steps_move_neither_frozen_weights_nor_statistics(case: Case) -> None:
     expected = case.untuned.model.state_dict()
     assert frozen.keys() == expected.keys()
     assert all(torch.equal(frozen[name], weight) for name, weight in expected.items())
+    # The untuned model takes torch.nn.MultiheadAttention's fast path, whose rounding differs on some processors.
     with torch.no_grad(), case.tuned.disable_adapter():
-        for found, before in zip(case.outputs(), case.outputs(case.untuned.model), strict=True):
-            assert torch.equal(found, before)
+        assert_same(case.outputs(), case.outputs(case.untuned.model), 1e-6)
 
 
 @pytest.mark.parametrize("folder", list(EXPRESSIONS))
