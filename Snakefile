@@ -9,7 +9,9 @@
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from saferclip.config import ConfigError, read, validate
+from saferclip import downloads
+from saferclip.config import ConfigError, downloads_of, read, validate
+from saferclip.io import DataError
 
 min_version("9.10")
 
@@ -23,7 +25,9 @@ try:
     for file in workflow.configfiles:
         read(Path(file))  # refuses a repeated key, of which Snakemake's own reader takes the last
     RUN = validate(config)
-except ConfigError as error:
+    if RUN.downloads:
+        downloads.check_names(RUN.downloads.table, downloads_of(RUN), RUN.downloads.local)
+except (ConfigError, DataError) as error:
     raise WorkflowError(str(error)) from None
 
 

@@ -417,6 +417,5 @@ def test_a_published_models_settings_are_explained(weights: dict[str, str], mess
 
 
 def test_a_download_in_a_source_needs_the_section_of_downloads() -> None:
-    run = config.validate(changed(lambda values: values["base_model"].update(source="download:vit")))
     with pytest.raises(ConfigError, match="vit is to be downloaded, so the section 'downloads' must be given"):
-        run.downloads_of("base_model")
+        config.validate(changed(lambda values: values["base_model"].update(source="download:vit")))

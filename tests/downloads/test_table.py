@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from saferclip.downloads import only_file, read_table, row_json
+from saferclip.downloads import check_names, only_file, read_table, row_json
 from saferclip.downloads.table import COLUMNS, replace_cells
 from saferclip.io import DataError
 
@@ -174,6 +174,16 @@ def test_only_file(tmp_path: Path) -> None:
     for path, suffixes, message in cases:
         with pytest.raises(DataError, match=message):
             only_file(path, suffixes)
+
+
+def test_names_that_mean_nothing_are_told_at_once() -> None:
+    check_names(DELIVERED, ["smid", "own"], ["own", "ucf101"])  # by the table, by the user, by both
+    with pytest.raises(DataError) as caught:
+        check_names(DELIVERED, ["visu-txt", "smid"], ["smd"])
+    problems = str(caught.value).splitlines()
+    assert len(problems) == 3
+    assert "no row 'visu-txt'; did you mean 'visu-text'?" in problems[1]
+    assert "downloads.local.smd: " in problems[2] and "did you mean 'smid'?" in problems[2]
 
 
 def test_importing_it_is_cheap() -> None:

@@ -82,8 +82,8 @@ class Config(Settings):
                 "data.visu.unsafe_images is not given, so that all unsafe images are withheld; set "
                 "data.visu.missing_images to 'keep' to use rows for their captions, or have the images made"
             )
-        if visu and self.downloads is None:
-            yield "data.source is 'visu', so the section 'downloads' must be given"
+        if self.downloads is None and (names := downloads_of(self)):
+            yield f"{names[0]} is to be downloaded, so the section 'downloads' must be given"
         for method, seeds in (self.figures.runs or {}).items():
             if method not in self.methods or not set(seeds) <= set(self.seeds_of(method)):
                 yield f"figures.runs names '{method}' with seeds {list(seeds)}, which this run does not have"
@@ -175,8 +175,6 @@ class Config(Settings):
     def downloads_of(self, step: str, method: str | None = None) -> dict[str, Path]:
         """What a step needs from elsewhere: name in ``downloads.table`` to the place on disk."""
         names = downloads_of(self.section(step, method))
-        if names and self.downloads is None:
-            raise ConfigError(f"{names[0]} is to be downloaded, so the section 'downloads' must be given")
         return {name: self.downloads.path(name) for name in names} if self.downloads else {}
 
     def _sets_step(self) -> SetsStep | None:

@@ -6,7 +6,7 @@ import csv
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from io import StringIO
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple
@@ -119,9 +119,27 @@ def find(path: Path, name: str) -> Row:
     rows = read_table(path)
     if name in rows:
         return rows[name]
+    raise DataError(f"{path}: there is no row '{name}'; {_meant(name, rows)}")
+
+
+def check_names(path: Path, named: Collection[str], local: Collection[str]) -> None:
+    """Raise DataError for names in settings that mean nothing: ``named`` by a step, or ``local`` to the user's disk."""
+    rows = read_table(path)
+    problems = [
+        f"{path}: there is no row '{name}'; {_meant(name, rows)}" for name in named if name not in {*rows, *local}
+    ]
+    problems += [
+        f"downloads.local.{name}: neither a row of {path} nor named elsewhere; {_meant(name, rows)}"
+        for name in local
+        if name not in {*rows, *named}
+    ]
+    if problems:
+        raise DataError("\n  ".join([f"{len(problems)} name(s) of downloads are not known", *problems]))
+
+
+def _meant(name: str, rows: Collection[str]) -> str:
     near = difflib.get_close_matches(name, rows, n=1)
-    advice = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(rows) or 'no rows'}"
-    raise DataError(f"{path}: there is no row '{name}'; {advice}")
+    return f"did you mean '{near[0]}'?" if near else f"the table has {', '.join(rows) or 'no rows'}"
 
 
 def row_json(path: Path, name: str) -> str:
