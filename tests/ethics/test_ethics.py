@@ -32,7 +32,8 @@ a bambino | an orphan | a ballerina | a cheerleader | a little brother | a small
 a cadet | an underclassman | undergrads on the lawn | a coed | a ring bearer at a wedding | a princess costume
 a little leaguer | a tee-ball player | a T-ball game | pee-wee football | a trick-or-treater | a preemie
 quadruplets in a row | wee ones | a mini-me | an ankle biter | rugrats | the class of 2031 | born in 2015
-a lil bro | a gurl | grrls | a chico | a niño | a niña | enfants | a homecoming dance | a christening | a fetus
+a lil bro | her lil sis | a gurl | grrls | a chico | a niño | a niña
+enfants | a homecoming dance | a christening | a fetus
 a pigtailed skater | a munchkin | a teenie | a teener | barely legal | pre-K | brats | small fry | moppets
 a stripling | a whippersnapper | a bobby-soxer | a half-grown person | not yet an adult | a non-adult
 a prepubertal person | an immature person
@@ -126,7 +127,8 @@ a thirtieth birthday | a twenty-first birthday | number 5 on a shirt | the numbe
 fifteen bottles | a canteen | a package | a tower | a wardrobe | a café with jalapeños | a smørrebrød
 a Boeing 707 | a dog...lying on a sofa | 20 years ago | a majority | an elephant | a totem | a garbage truck
 he is one of many | she is 35 | a painter, 41 | Ada (52) on a horse | f/2.8 | the year 1990 | a grape | branches
-a broom | adults | a bouquet of roses, tied | a glass of wine (red) | total | #1 of 10
+a broom | a life-size statue | shoes of all sizes | a parking zone | a cube of ice | a tote bag
+adults | a bouquet of roses, tied | a glass of wine (red) | total | #1 of 10
 """
 
 

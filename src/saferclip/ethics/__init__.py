@@ -199,8 +199,8 @@ def _patterns(group: str) -> _Patterns:
     whole = "|".join(_spelt(word, r"[^\w\s]{0,2}_?", f"{MASKS}?_.-") for word in words)
     gaps = "|".join(_spelt(word, r"[\W_]{0,3}", "", ends=True) for word in (*anywhere, *words))
     return _Patterns(
-        re.compile(rf"(?:{within})|(?<![a-z])(?:{whole})e?[s5$z]?(?![a-z])"),
-        re.compile(rf"(?<![a-z])(?:{gaps})e?s?(?![a-z])"),
+        re.compile(rf"(?:{within})|(?<![a-z])(?:{whole})(?:e?[s5$z])?(?![a-z])"),
+        re.compile(rf"(?<![a-z])(?:{gaps})(?:e?s)?(?![a-z])"),
     )
 
 

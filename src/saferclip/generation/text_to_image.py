@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from saferclip import diffusion, io, provenance, safety
+from saferclip import diffusion, ethics, io, provenance, safety
 from saferclip.config import TextToImageSettings
 from saferclip.downloads import only_file
 from saferclip.generation import i2p, shares
@@ -119,7 +119,9 @@ def _row(task: Task, image: Image.Image, verdict: safety.Verdict, settings: Text
         **verdict.scores,
     }
     if settings.keep_images != "none":
-        kept = settings.keep_images == "all" or not verdict.unsafe
+        allowed = settings.keep_images == "all" or not verdict.unsafe
+        # Judges err, so of prompts in which a minor could be meant no image is kept, whatever they say.
+        kept = allowed and ethics.minor_hint([task.prompt.text]) is None
         row["image"] = io.encode_png(image) if kept else None
     return row
 
