@@ -215,13 +215,18 @@ def _failure(row: Row, error: BaseException) -> DownloadError | None:
 
     kind = type(error)
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return Offline(f"{row.source}: HF_HUB_OFFLINE is set; unset it, or set downloads.local.{row.name} to a copy")
+        return Offline(f"{row.source}: HF_HUB_OFFLINE is set; unset it, or {_copy(row)}")
     if isinstance(error, errors.HfHubHTTPError):
         return Failed(f"{row.source}: the hub answers {_status(error)}; {KEPT}")
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
         return Failed(f"{row.source}: a file broke off; {KEPT}")
     # The client speaks through httpx, httpx2 or requests, by its version.
     return _broken(row, kind.__name__) if kind.__module__.partition(".")[0] in ("httpx", "httpx2", "requests") else None
+
+
+def _copy(row: Row) -> str:
+    """How to use a copy on disk; a model that a setting names by itself, ``hub--...``, has no row to give a place."""
+    return "set its source to a copy" if row.name.startswith("hub--") else f"set downloads.local.{row.name} to a copy"
 
 
 def _broken(row: Row, kind: str) -> Failed:
