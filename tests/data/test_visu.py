@@ -297,6 +297,19 @@ def test_shards_of_unsafe_images_are_joined(small_visu: Any, tmp_path: Path, tab
     assert "2 problems" in str(error.value) and "train-1: has no unsafe image (none flagged)" in str(error.value)
 
 
+def test_an_image_made_before_a_word_was_listed_is_left_out(small_visu: Any, tmp_path: Path, tables: Tables) -> None:
+    ids = all_ids(small_visu)
+    shards = [shard(tmp_path, 0, ids, set(ids))]
+    small_visu.records["train"][1]["nsfw"] = "A boy beside a pistol."
+    small_visu.write_text()
+    visu.write(small_visu.settings(), tmp_path / "out", small_visu.downloads, shards)
+    found = [row["id"] for rows in tables(tmp_path / "out").values() for row in rows if not row["unsafe_image"]]
+    assert found == ["train-1"]
+    assert io.read_json(tmp_path / "out/summary.json")["train"]["without_unsafe_image"] == 1
+    with pytest.raises(io.DataError, match=r"train-1.*has no unsafe image \(a minor could be meant\)"):
+        visu.write(small_visu.settings(missing_images="refuse"), tmp_path / "no", small_visu.downloads, shards)
+
+
 def test_shards_of_other_captions_are_refused(small_visu: Any, tmp_path: Path) -> None:
     ids = all_ids(small_visu)
     for wrong, message in (

@@ -23,14 +23,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from saferclip import ethics, io
+from saferclip import io
 from saferclip.config import UnsafeImages
 from saferclip.data import visu_text
-from saferclip.data.visu import MADE
+from saferclip.data.visu import MADE, MINOR
 from saferclip.data.visu_text import Record
 from saferclip.provenance import digest, provenance
 
-NONE_FLAGGED, MINOR = "none flagged", "a minor could be meant"
+NONE_FLAGGED = "none flagged"
 FINISHED = "finished.jsonl"
 
 logger = logging.getLogger(__name__)
@@ -124,11 +124,8 @@ def make(settings: UnsafeImages, shard: int, downloads: Mapping[str, Path], outp
 
 
 def prompt_of(record: Record, settings: UnsafeImages) -> Prompt:
-    """The unsafe caption and its candidates' seeds: the record's own, those of the settings, or derived from its id.
-
-    The kind of harm may say what the captions do not: one of ViSU's is child abuse.
-    """
-    if ethics.minor_hint((record.safe, record.unsafe, record.category)) is not None:
+    """The unsafe caption and its candidates' seeds: the record's own, those of the settings, or derived from its id."""
+    if record.minor is not None:
         return Prompt(record.id, record.unsafe, ())
     seeds = record.seeds or settings.seeds or [_seed(record.id, number) for number in range(settings.candidates)]
     return Prompt(record.id, record.unsafe, tuple(seeds[: settings.candidates]))

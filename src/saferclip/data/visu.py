@@ -22,7 +22,7 @@ from saferclip.data.visu_text import Record, Release
 from saferclip.io import DataError
 
 BATCH = 64  # rows held at once
-MADE = "made"
+MADE, MINOR = "made", "a minor could be meant"
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +70,9 @@ def _check(settings: VisuData, release: Release, images: CocoImages, shards: Seq
         advice = "or set data.visu.missing_images to 'keep'"
         if record.image not in images:
             problems.add(record.id, f"image {record.image:012d} is in none of {sources}; get them whole, {advice}")
-        if made.reason != MADE:
-            problems.add(record.id, f"has no unsafe image ({made.reason}); make it, {advice}")
+        reason = MINOR if record.minor is not None else made.reason
+        if reason != MADE:
+            problems.add(record.id, f"has no unsafe image ({reason}); make it, {advice}")
     problems.check()
 
 
@@ -89,6 +90,8 @@ def _quadruples(
         while batch := list(islice(records, BATCH)):
             for record, safe in zip(batch, pool.map(safe_image, batch), strict=True):
                 made = next(unsafe).image if unsafe else None
+                # Once more: images are not made anew when the list of words has grown since.
+                made = None if record.minor is not None else made
                 counts.update(rows=1, safe_images=safe is not None, unsafe_images=made is not None)
                 counts.update(without_safe_image=safe is None, without_unsafe_image=made is None)
                 if isinstance(safe, str):

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from saferclip import ethics
 from saferclip.config import VisuText
 from saferclip.data.validation import Problems, blank, nearest, text_problem
 from saferclip.downloads import visible_files
@@ -55,6 +56,11 @@ class Record(NamedTuple):
     unsafe: str
     image: int  # COCO's number
     seeds: tuple[int, ...]  # of the unsafe image, where the record has some
+
+    @property
+    def minor(self) -> str | None:
+        """What could mean a minor, or None; the kind of harm counts too, as one of ViSU's is child abuse."""
+        return ethics.minor_hint((self.safe, self.unsafe, self.category))
 
 
 @dataclass(frozen=True)
