@@ -26,7 +26,8 @@ def mini() -> Config:
 
 def generation(mini: Config) -> Config:
     """The mini configuration with the overlay that switches generation on."""
-    return changed(mini, **config.read(MINI.with_name("generation.yaml")))
+    downloads = {"table": "config/versions.csv", "folder": "downloads", "local": {}, "connections": 1, "retries": 0}
+    return changed(mini, downloads=downloads, **config.read(MINI.with_name("generation.yaml")))
 
 
 def changed(mini: Config, **sections: Any) -> Config:
