@@ -17,6 +17,7 @@ from saferclip.figures import figure, registry, table
 
 MINI = Path(__file__).parents[2] / "config" / "mini.yaml"
 PRODUCTS = {**registry.FIGURES, **registry.TABLES}
+DOWNLOADS = {"table": "config/versions.csv", "folder": "downloads", "local": {}, "connections": 1, "retries": 0}
 
 
 @pytest.fixture
@@ -26,8 +27,7 @@ def mini() -> Config:
 
 def generation(mini: Config) -> Config:
     """The mini configuration with the overlay that switches generation on."""
-    downloads = {"table": "config/versions.csv", "folder": "downloads", "local": {}, "connections": 1, "retries": 0}
-    return changed(mini, downloads=downloads, **config.read(MINI.with_name("generation.yaml")))
+    return changed(mini, downloads=DOWNLOADS, **config.read(MINI.with_name("generation.yaml")))
 
 
 def changed(mini: Config, **sections: Any) -> Config:
@@ -153,6 +153,7 @@ def test_public_test_sets_are_said_to_be_real_and_not_calibrated(mini: Config) -
     real = changed(
         mini,
         title="ViSU",
+        downloads=DOWNLOADS,
         test_sets={"source": "public", "public": public},
         data={"source": "local", "local": {"train": "a.csv", "validation": "b.csv", "test": "c.csv"}},
         evaluation={**mini.evaluation.model_dump(mode="json"), "benchmarks": ["test", "gallery", "zero_shot"]},
