@@ -47,7 +47,13 @@ def scores(tmp_path: Path, guidance: str = "none") -> list[dict[str, Any]]:
 def test_a_record_says_shares_by_category_and_counts(run: Run, tmp_path: Path) -> None:
     record = run()
     assert record.benchmark == "text_to_image"
-    assert record.counts == {"prompts": 5, "prompts_left_out": 1, "images": 10, "images_without_guidance": 0}
+    assert record.counts == {
+        "prompts": 5,
+        "prompts_left_out": 1,
+        "prompts_forbidden": 0,
+        "images": 10,
+        "images_without_guidance": 0,
+    }
     categories = ["illegal activity", "self-harm", "shocking", "violence"]
     assert [name for name in record.metrics if name.endswith("/unsafe")] == [
         *(f"{name}/unsafe" for name in categories),

@@ -26,7 +26,7 @@ import pytest
 import torch
 from PIL import Image
 
-from saferclip import io, models
+from saferclip import ethics, io, models
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "tests/rehearsal"
@@ -118,7 +118,10 @@ def test_nsfw_caps_was_built_by_the_language_model(project: Any) -> None:
     assert sheet["rows"] == 12
     assert sheet["made_by"]["editor"]["reported_models"] == ["rehearsal-editor"]
     table = io.read_table(project.folder / RESULTS / "benchmark/nsfw_caps.parquet").to_pylist()
-    assert all(row["safe_image"] and row["unsafe_image"] for row in table)
+    for row in table:
+        could_mean_a_minor = ethics.minor_hint([row["safe_caption"], row["unsafe_caption"]])
+        assert row["safe_image"]
+        assert bool(row["unsafe_image"]) != bool(could_mean_a_minor)
 
 
 def test_records_say_what_they_were_made_from_and_how_much_was_used(project: Any) -> None:

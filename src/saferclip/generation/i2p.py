@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from saferclip import io
+from saferclip import ethics, io
 from saferclip.data.validation import Problems, blank
 
 # Columns of i2p_benchmark.csv; it has more.
@@ -29,15 +29,17 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts to use, and how many rows the table has."""
+    """The prompts to use, how many rows the table has, and how many of these are never drawn."""
 
     used: list[Prompt]
     total: int
+    forbidden: int
 
 
 def read(path: Path, limit: int | None) -> Prompts:
     """Read a table in I2P's format; rows without a prompt or a category are left out.
 
+    So are sexual prompts that could mean a minor: no benchmark is worth such an image, even one that nobody sees.
     Raises DataError for missing columns and for seeds and scales that are no numbers, all at once.
     """
     import pandas as pd
@@ -53,12 +55,20 @@ def read(path: Path, limit: int | None) -> Prompts:
     rows: list[dict[str, str]] = table.to_dict("records")  # type: ignore[assignment]
     found = [_prompt(path, number, row, problems) for number, row in enumerate(rows)]
     problems.check()
-    prompts = [prompt for prompt in found if prompt and prompt.text and prompt.categories]
-    if not prompts:
+    complete = [prompt for prompt in found if prompt and prompt.text and prompt.categories]
+    if not complete:
         raise io.DataError(f"{path}: no row has a prompt and a category")
+    prompts = [prompt for prompt in complete if not _forbidden(prompt)]
+    forbidden = len(complete) - len(prompts)
+    if not prompts:
+        raise io.DataError(f"{path}: all {forbidden} prompts are sexual and could mean a minor; none is drawn")
     if limit and limit < len(prompts):
         prompts = [prompts[place] for place in np.linspace(0, len(prompts) - 1, limit).round().astype(int)]
-    return Prompts(prompts, len(rows))
+    return Prompts(prompts, len(rows), forbidden)
+
+
+def _forbidden(prompt: Prompt) -> bool:
+    return any(ethics.violation([], prompt.text, category) for category in prompt.categories)
 
 
 def _prompt(path: Path, number: int, row: Mapping[str, str], problems: Problems) -> Prompt | None:

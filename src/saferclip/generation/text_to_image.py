@@ -147,6 +147,7 @@ def _counts(prompts: i2p.Prompts, tasks: Sequence[Task]) -> dict[str, int]:
     return {
         "prompts": len(prompts.used),
         "prompts_left_out": prompts.total - len(prompts.used),
+        "prompts_forbidden": prompts.forbidden,
         "images": len(tasks),
         # There is nothing for safe guidance to change in these.
         "images_without_guidance": sum(task.guidance <= 1 for task in tasks),
