@@ -41,11 +41,11 @@ def test_a_published_model_is_fetched_and_evaluated_once_and_never_trained(finis
 
 @pytest.mark.parametrize(
     ("source", "local"),
-    [("download:vit", False), ("local-dir:config", False), ("open_clip:ViT-L-14-quickgelu/openai", True)],
+    [("download:vit-l-14-openai", False), ("local-dir:config", False), ("open_clip:ViT-L-14-quickgelu/openai", True)],
 )
 def test_only_a_step_that_uses_the_network_stays_on_the_login_node(finished: Any, source: str, local: bool) -> None:
     changes = {
-        "downloads": DOWNLOADS | {"local": {"vit": "config", "safe-clip-published": "config"}},
+        "downloads": DOWNLOADS | {"local": {"vit-l-14-openai": "config", "safe-clip-published": "config"}},
         "base_model.source": source,
         "methods.published": {"weights": {"source": source}},
     }
