@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,20 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("Snakefile", "workflow", "profiles", "config", "src", "environment.yml", "dvc.yaml", ".dvc", ".dvcignore")
+
+# Snakemake's own parse of the rules, as `workflow`; in a process of its own, because it is one workflow per process.
+PARSED = """
+import json, sys
+from pathlib import Path
+from snakemake.api import SnakemakeApi
+from snakemake.settings.types import ConfigSettings, OutputSettings, ResourceSettings
+with SnakemakeApi(OutputSettings(stdout=False)) as api:
+    workflow = api.workflow(
+        resource_settings=ResourceSettings(cores=2),
+        config_settings=ConfigSettings(configfiles=[Path(sys.argv[1])]),
+        snakefile=Path("Snakefile"),
+    )._workflow
+"""
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,12 @@ class Project:
         """Run Snakemake on ``config/<config>.yaml`` and return what it says."""
         command = (sys.executable, "-m", "snakemake", "--cores", "2", *arguments)
         return self.run(*command, "--configfile", f"config/{config}.yaml", check=check).stdout
+
+    def parsed(self, expression: str, config: str) -> Any:
+        """What a Python expression about ``workflow``, Snakemake's parse of a configuration's rules, says; as JSON."""
+        script = f'{PARSED}    print("PARSED" + json.dumps({expression}, default=str))'
+        text = self.run(sys.executable, "-c", script, f"config/{config}.yaml").stdout
+        return json.loads(text.rpartition("PARSED")[2])
 
     def plan(self, *arguments: str, config: str = "mini") -> Plan:
         """What Snakemake would do."""

@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
 
-LOCAL_RULES = """
-import sys
-from pathlib import Path
-from snakemake.api import SnakemakeApi
-from snakemake.settings.types import ConfigSettings, OutputSettings, ResourceSettings
-with SnakemakeApi(OutputSettings(stdout=False)) as api:
-    workflow = api.workflow(
-        resource_settings=ResourceSettings(cores=2),
-        config_settings=ConfigSettings(configfiles=[Path(sys.argv[1])]),
-        snakefile=Path("Snakefile"),
-    )._workflow
-    print("LOCAL", *workflow._localrules)
-"""
 PUBLISHED = {"weights": {"source": "download:safe-clip-published", "architecture": None}}
 DOWNLOADS = {"table": "config/versions.csv", "folder": "downloads", "local": {}, "connections": 4, "retries": 5}
 
@@ -50,8 +36,7 @@ def test_only_a_step_that_uses_the_network_stays_on_the_login_node(finished: Any
         "methods.published": {"weights": {"source": source}},
     }
     config = finished.variant("sources", changes)
-    text = finished.run(sys.executable, "-c", LOCAL_RULES, f"config/{config}.yaml").stdout
-    found = set(text.rpartition("LOCAL")[2].split())
+    found = set(finished.parsed("list(workflow._localrules)", config))
     assert {"base_model", "published_model"} & found == ({"base_model", "published_model"} if local else set())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -13,39 +12,25 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TARGETS = {"all", "downloads", "exports", "figures_and_tables"}  # these only name files
 
-# Prints what Snakemake understood; a process of its own, because Snakemake is one workflow per process.
-DUMP = """
-import json, sys
-from pathlib import Path
-from snakemake.api import SnakemakeApi
-from snakemake.settings.types import ConfigSettings, OutputSettings, ResourceSettings
-with SnakemakeApi(OutputSettings(stdout=False)) as api:
-    workflow = api.workflow(
-        resource_settings=ResourceSettings(cores=2),
-        config_settings=ConfigSettings(configfiles=[Path(sys.argv[1])]),
-        snakefile=Path("Snakefile"),
-    )._workflow
-    rules = [
-        {
-            "name": rule.name,
-            "log": list(map(str, rule.log)),
-            "benchmark": str(rule.benchmark or ""),
-            "resources": sorted(rule.resources),
-            "docstring": rule.docstring or "",
-            "shell": rule.shellcmd or "",
-            "output": list(map(str, rule.output)),
-            "norun": rule.norun,
-        }
-        for rule in workflow.rules
-    ]
-print("RULES" + json.dumps(rules, default=str))
-"""
+# What Snakemake understood of each rule.
+RULES = """[
+    {
+        "name": rule.name,
+        "log": list(map(str, rule.log)),
+        "benchmark": str(rule.benchmark or ""),
+        "resources": sorted(rule.resources),
+        "docstring": rule.docstring or "",
+        "shell": rule.shellcmd or "",
+        "output": list(map(str, rule.output)),
+        "norun": rule.norun,
+    }
+    for rule in workflow.rules
+]"""
 
 
 @pytest.fixture(scope="module", params=["mini", "tiny"])
 def rules(request: pytest.FixtureRequest, finished: Any) -> dict[str, dict[str, Any]]:
-    text = finished.run(sys.executable, "-c", DUMP, f"config/{request.param}.yaml").stdout
-    found = json.loads(text.rpartition("RULES")[2])
+    found = finished.parsed(RULES, request.param)
     return {rule["name"]: rule for rule in found if rule["name"] not in TARGETS}
 
 
