@@ -77,11 +77,12 @@ def test_conda_builds_the_locked_environment() -> None:
     assert SpecifierSet(python.removeprefix("python ")) == SpecifierSet(PROJECT["project"]["requires-python"])
 
 
-def test_make_installs_the_lock_and_nothing_beside_it() -> None:
+def test_make_installs_the_locks_and_nothing_beside_them() -> None:
     installs = re.findall(r"pip install (.*)", (ROOT / "Makefile").read_text())
-    assert len(installs) == 2
+    assert len(installs) == 3
     assert "--require-hashes --requirement requirements.lock" in installs[0]
     assert "--no-deps --no-build-isolation --editable ." in installs[1]
+    assert "--require-hashes --requirement requirements-s3.lock" in installs[2]
 
 
 def test_continuous_integration_runs_make_test_and_nothing_else() -> None:
