@@ -1,4 +1,4 @@
-"""Every file format that stages pass to each other, and atomic writing.
+"""Every file format that stages pass to each other, each written whole or not at all.
 
 Tables are Parquet that ``datasets`` opens (images are ``Image`` features: encoded bytes, never
 pickles), tensors are safetensors, records are JSON.
@@ -7,11 +7,7 @@ pickles), tensors are safetensors, records are JSON.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
@@ -23,8 +19,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from saferclip import atomic
+
 if TYPE_CHECKING:
     import torch
+
+atomic_path = atomic.atomic_path
 
 QUADRUPLE_COLUMNS = (
     "id",
@@ -65,58 +65,6 @@ class EvaluationRecord(BaseModel):
     counts: dict[str, int] = Field(description="queries, gallery items, rows left out")
     metrics: dict[str, Metric] = Field(description="shares in percent, cosines and distances raw")
     provenance: dict[str, Any]
-
-
-@contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``target``; rename it into place only if the body succeeds.
-
-    Works for files and for folders, and is on the disk, not only in memory, before it is visible.
-    A reader never sees half a file under the final name; what was there stays if the body fails.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Inside a folder of its own, so that writers that look at the suffix see the right one.
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        fresh = scratch / target.name
-        yield fresh
-        _sync(fresh)
-        _replace(fresh, target, scratch / "old")
-        _sync_folder(target.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _replace(fresh: Path, target: Path, old: Path) -> None:
-    """Rename over ``target``; a folder cannot be renamed over, so it steps aside to ``old``."""
-    if not (fresh.is_dir() and target.is_dir()):
-        fresh.replace(target)  # refuses to put a file where a folder is, and a folder where a file is
-        return
-    target.replace(old)
-    try:
-        fresh.replace(target)
-    except OSError:
-        old.replace(target)
-        raise
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or all files of a folder, are on the disk."""
-    if path.is_dir():
-        for child in path.iterdir():
-            _sync(child)
-        _sync_folder(path)
-    else:
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def encode_png(image: Image.Image | np.ndarray) -> bytes:
