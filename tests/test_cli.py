@@ -50,7 +50,7 @@ def test_every_step_is_a_command_in_the_order_of_the_workflow() -> None:
     code, text, _ = run("--help")
     assert code == 0
     listed = re.findall(r"^  ([a-z-]+)  ", text.partition("Commands:")[2], re.MULTILINE)
-    assert listed == [*STEPS, "settings", "validate", "pin"]
+    assert listed == [*STEPS, "settings", "validate", "pin", "verify"]
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -481,5 +481,15 @@ def pin(names: tuple[str, ...], table: Path, folder: Path | None) -> None:
     fetch.pin(names, table, folder)
 
 
+@main.command()
+@click.argument("store", type=FOLDER, default=Path(".dvc/cache"))
+@click.option("--lock", type=FILE, default=Path("dvc.lock"), help="which versions there are [dvc.lock]")
+def verify(store: Path, lock: Path) -> None:
+    """Hash the objects of DVC's cache, or of a remote that is a folder."""
+    from saferclip import artifacts
+
+    click.echo(artifacts.verify(store, lock))
+
+
 if __name__ == "__main__":
     main()
