@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from saferclip import signals
+
 if TYPE_CHECKING:
     from saferclip.config import Settings
 
@@ -42,6 +44,9 @@ class Steps(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except signals.Ended as ended:
+            click.echo(ended.message, err=True)
+            raise
         except Exception as error:
             if not _mendable(error):
                 raise
@@ -63,6 +68,7 @@ def main() -> None:
 
     Each command is one step of the workflow, which runs them all: snakemake --cores all
     """
+    click.get_current_context().with_resource(signals.raised())
     os.environ.update(UNREPORTED)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger("saferclip").setLevel(logging.INFO)  # other packages speak only when something is wrong
@@ -299,13 +305,27 @@ def mining(settings: str, train: Path, embeddings: Path, output: Path) -> None:
 @_option("--neighbours", FILE, "mined targets")
 @_output
 @_option("--state", NEW, "folder from which an interrupted run goes on")
+@click.option(
+    "--processes",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="GPUs, each with a process; without GPUs, processes on the CPU (0: one)",
+)
 @_threads
-def training(settings: str, output: Path, **inputs: Any) -> None:
+def training(settings: str, processes: int, **inputs: Any) -> None:
     """Fine-tune the base model by one method, with one seed."""
     from saferclip.config import TrainingSettings
-    from saferclip.training import train
+    from saferclip.training import launch, train
 
-    train.train(_parse(TrainingSettings, settings), output=output, **inputs)
+    section = _parse(TrainingSettings, settings)
+    if processes > 1 and not launch.inside():
+        options = {"settings": settings, **inputs}
+        launch.launch(
+            processes, ["training", *(f"--{name.replace('_', '-')}={value}" for name, value in options.items())]
+        )
+    else:
+        train.train(section, **inputs)
 
 
 @main.command("learning-rate-selection")

@@ -1,5 +1,8 @@
 rule training:
-    """Fine-tune by one method with one seed. One thread, so that two runs share two cores."""
+    """Fine-tune by one method with one seed. One thread, so that two runs share two cores.
+
+    With more than one GPU (`set-resources: training: gpu: 4` in a profile), torchrun starts a process for each.
+    """
     input:
         model=rules.base_model.output,
         train=f"{R}/data/train.parquet",
@@ -32,10 +35,10 @@ rule training:
         model=lambda wildcards, input: dirname(input.model[0]),
         folder=subpath(output.record, parent=True),
     shell:
-        "saferclip training --settings {params.settings:q} --seed {params.seed} --base-model {params.model}"
-        " --train {input.train} --validation {input.validation} --embeddings {input.embeddings}"
-        " --neighbours {input.neighbours} --output {params.folder} --state {params.state}"
-        " --threads {threads} 2> {log}"
+        "saferclip training --settings {params.settings:q} --seed {params.seed} --base-model {params.model:q}"
+        " --train {input.train:q} --validation {input.validation:q} --embeddings {input.embeddings:q}"
+        " --neighbours {input.neighbours:q} --output {params.folder:q} --state {params.state:q}"
+        " --processes {resources.gpu} --threads {threads} 2> {log:q}"
 
 
 use rule training as learning_rate_training with:
@@ -75,9 +78,9 @@ rule learning_rate_selection:
         mem_mb=1000,
         runtime=10,
     params:
-        runs=lambda wildcards, input: [f"--run {'/'.join(Path(file).parts[-3:-1])}={file}" for file in input.epochs],
+        runs=lambda wildcards, input: [f"--run={'/'.join(Path(file).parts[-3:-1])}={file}" for file in input.epochs],
     shell:
-        "saferclip learning-rate-selection {params.runs} --output {output} 2> {log}"
+        "saferclip learning-rate-selection {params.runs:q} --output {output:q} 2> {log:q}"
 
 
 rule learning_rates:
@@ -100,4 +103,4 @@ rule learning_rates:
     params:
         chosen=lambda wildcards: Path(CHOSEN_RATES).read_text(),
     shell:
-        "printf %s {params.chosen:q} > {output} 2> {log}"
+        "printf %s {params.chosen:q} > {output:q} 2> {log:q}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize  # type: ignore[import-untyped]
 
-from saferclip import io
+from saferclip import io, signals
 from saferclip.config import MethodSettings
 from saferclip.mining import embedding, nearest
 from saferclip.models import Clip
@@ -23,6 +25,8 @@ from saferclip.training.losses import Present, References
 
 DECODED_BYTES = 2 * 1024**3  # pixels of one split are kept in memory up to this size, else decoded when used
 LONGEST_QUEUE = 2  # batches that each decoding process prepares
+
+Pair = tuple[Tensor | None, Tensor | None]  # a row's safe and unsafe pixels, where they are there
 
 logger = logging.getLogger(__name__)
 
@@ -74,19 +78,19 @@ class Targets:
     difficulty: Tensor
 
 
-def read_split(path: Path, clip: Clip, workers: int) -> Split:
-    """Tokenise the captions once, and open the images."""
+def read_split(path: Path, clip: Clip, workers: int, readers: int = 1) -> Split:
+    """Tokenise the captions once, and open the images; ``readers`` processes of this machine do so at once."""
     captions = io.read_table(path, embedding.CAPTIONS)
     safe, unsafe = (clip.tokenize(captions[column].to_pylist()) for column in embedding.CAPTIONS)
     images = Images(*(embedding.present(path, column) for column in embedding.IMAGES))
-    return Split(safe, unsafe, open_pictures(path, clip, images, workers), images)
+    return Split(safe, unsafe, open_pictures(path, clip, images, workers, readers), images)
 
 
-def open_pictures(path: Path, clip: Clip, images: Images, workers: int) -> Pictures:
-    """Decode all images now if they fit into ``DECODED_BYTES``, else leave them to worker processes."""
+def open_pictures(path: Path, clip: Clip, images: Images, workers: int, readers: int = 1) -> Pictures:
+    """Decode all images now if they fit into ``DECODED_BYTES``, once for each reader, else leave them to workers."""
     to_pixels, _ = split_preprocess(clip.preprocess)
     size = images.total * to_pixels(Image.new("RGB", (8, 8))).numel()
-    if size <= DECODED_BYTES:
+    if size * readers <= DECODED_BYTES:
         return DecodedPictures(path, to_pixels, images)
     logger.info("%s: %.1f GB of pixels do not fit; images are decoded when they are used", path, size / 1e9)
     return StreamedPictures(path, to_pixels, workers)
@@ -159,12 +163,42 @@ class StreamedPictures:
             num_workers=self.workers,
             prefetch_factor=queue,
             collate_fn=partial(_safe_then_unsafe, _shape(self.rows.to_pixels)),
+            worker_init_fn=_leave_signals_to_training,
+            # Else each pass would draw from the random numbers of dropout, and a pass begun anew would draw once more.
+            generator=torch.Generator(),
         )
         for pixels in loader:
+            if isinstance(pixels, io.DataError):
+                raise pixels
             yield pixels.permute(0, 3, 1, 2)
 
 
-class _Rows(Dataset[tuple[Tensor | None, Tensor | None]]):
+def _leave_signals_to_training(_worker: int) -> None:
+    """Go on when a whole group of processes is told to end: training finishes its step, and then ends its helpers."""
+    for number in signals.ENDING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Around all that happens while images are decoded: raises DataError if a decoding process is killed.
+
+    torch says so wherever the main process happens to be.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        if not reason.startswith("DataLoader worker"):
+            raise
+        raise io.DataError(
+            f"a process that decodes images was killed ({reason}); most likely the machine, or the job, ran out of "
+            "memory or of shared memory (/dev/shm): ask for more memory, or for fewer threads, of which each decodes "
+            "images. The run's state is kept: start again to go on"
+        ) from error
+
+
+class _Rows(Dataset[Pair | io.DataError]):
     def __init__(self, path: Path, to_pixels: Callable[[Image.Image], Tensor]) -> None:
         import datasets
 
@@ -174,18 +208,27 @@ class _Rows(Dataset[tuple[Tensor | None, Tensor | None]]):
         for column in embedding.IMAGES:
             self.table = self.table.cast_column(column, datasets.Image(decode=False))
 
-    def __getitem__(self, row: int) -> tuple[Tensor | None, Tensor | None]:
+    def __getitem__(self, row: int) -> Pair | io.DataError:
+        """The row's pixels; an error is handed over as a value, to which torch adds no traceback."""
         cells = self.table[row]
-        safe, unsafe = (
-            None
-            if cells[column] is None
-            else self.to_pixels(embedding.decode(cells[column], f"{self.path}: row {row}, {column}"))
-            for column in embedding.IMAGES
-        )
+        try:
+            safe, unsafe = (
+                None
+                if cells[column] is None
+                else self.to_pixels(embedding.decode(cells[column], f"{self.path}: row {row}, {column}"))
+                for column in embedding.IMAGES
+            )
+        except io.DataError as error:
+            return error
         return safe, unsafe
 
 
-def _safe_then_unsafe(shape: torch.Size, pairs: Sequence[tuple[Tensor | None, Tensor | None]]) -> Tensor:
+def _safe_then_unsafe(shape: torch.Size, rows: Sequence[Pair | io.DataError]) -> Tensor | io.DataError:
+    pairs: list[Pair] = []
+    for row in rows:
+        if isinstance(row, io.DataError):
+            return row
+        pairs.append(row)
     images = [safe for safe, _ in pairs] + [unsafe for _, unsafe in pairs]
     there = [image for image in images if image is not None]
     return torch.stack(there) if there else torch.empty(0, *shape, dtype=torch.uint8)

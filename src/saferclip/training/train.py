@@ -9,26 +9,23 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from torch import Tensor, nn
-from tqdm import tqdm
 
-from saferclip import adapters, io, models
+from saferclip import adapters, io, models, signals
 from saferclip.config import ConfigError, TrainingSettings
-from saferclip.mining.embedding import spread
-from saferclip.models import Clip
 from saferclip.provenance import digest, provenance
-from saferclip.training import curriculum, inputs, losses
+from saferclip.training import curriculum, inputs, processes
 from saferclip.training.checkpoint import Checkpoint, file_digest
 from saferclip.training.inputs import Images, Split, Targets
-from saferclip.training.losses import Embeddings, References
+from saferclip.training.losses import References
+from saferclip.training.processes import Processes
+from saferclip.training.progress import Keeper, Progress
+from saferclip.training.tuner import Tuner, counts
 from saferclip.training.validation import SELECTION_SCORE, validation_rows, validation_scores
 
 logger = logging.getLogger(__name__)
@@ -38,14 +35,15 @@ class DivergenceError(ConfigError):
     """The loss or its gradient is not a finite number any more; the message says what to try."""
 
 
-@dataclass
-class Progress:
-    """How far a run is, and what it measured; plain values."""
+@dataclass(frozen=True)
+class Material:
+    """What a run works on: the model, and all that it is fed with."""
 
-    epoch: int = 0
-    seconds: float = 0.0
-    steps: list[dict[str, float]] = field(default_factory=list)
-    epochs: list[dict[str, float]] = field(default_factory=list)
+    tuner: Tuner
+    quadruples: Split
+    held_out: Split
+    targets: Targets
+    frozen: References
 
 
 def train(
@@ -62,162 +60,98 @@ def train(
     """Tune the base model by one method with one seed, and write the folder ``output``.
 
     It holds ``adapter/`` (PEFT's format), the merged model (open_clip's ``local-dir:`` format),
-    ``steps.csv``, ``epochs.csv`` and ``record.json``.  ``state`` keeps the last epoch while the run
-    goes on: called again with the same settings and inputs, the run ends as an unbroken one does.
+    ``steps.csv``, ``epochs.csv`` and ``record.json``.  ``state`` keeps the last step that was saved while
+    the run goes on: called again with the same settings and inputs, the run ends as an unbroken one does.
+    Where torchrun has started several processes, they share each batch, and the first one writes.
 
     Raises DivergenceError, and writes no output, if the loss is not finite; ConfigError if the
-    adapters do not fit the model; DataError if the inputs do not fit each other.
+    adapters do not fit the model, or there are fewer GPUs than processes; DataError if the inputs do not
+    fit each other, or if another process was killed; Ended, with the state saved, if a signal asks for it.
     """
     files = {"train": train, "validation": validation, "embeddings": embeddings, "neighbours": neighbours}
-    files["base_model"] = base_model / models.WEIGHTS
-    identity = {
+    with processes.connected() as group:
+        identity = group.from_first(
+            lambda: _identity(settings, seed, {**files, "base_model": base_model / models.WEIGHTS})
+        )
+        material = _read(settings, seed, base_model, files, group)
+        tuner, held_out = material.tuner, material.held_out
+        rows_used = _rows_used(settings, material)
+        _log_gaps(rows_used, held_out.images)
+
+        checkpoint = Checkpoint(state, digest(identity), group)
+        progress = Progress(**(checkpoint.restore(tuner.weights, tuner.optimiser) or {}))
+        with signals.deferred() as request, inputs.decoding():
+            keeper = Keeper(checkpoint, tuner, progress, request)
+            for epoch in range(progress.epoch + 1, settings.optimisation.epochs + 1):
+                _epoch(epoch, seed, material, keeper)
+        if group.first:
+            rows = {"rows": rows_used, "validation_rows": validation_rows(held_out.images)}
+            _write(output, tuner, progress, identity, rows)
+            checkpoint.remove()
+
+
+def _identity(settings: TrainingSettings, seed: int, files: Mapping[str, Path]) -> dict[str, Any]:
+    """All that decides what a run's numbers are."""
+    return {
         "settings": settings.model_dump(mode="json"),
         "seed": seed,
         "inputs": {name: file_digest(path) for name, path in files.items()},
     }
-    method, optimisation = settings.method, settings.optimisation
+
+
+def _read(
+    settings: TrainingSettings, seed: int, base_model: Path, files: Mapping[str, Path], group: Processes
+) -> Material:
+    """Load the model, put fresh adapters on it, and read all tables."""
     device = models.default_device()
     _be_deterministic(device, seed)
     clip = models.load(base_model, device)
-    tuner = Tuner(clip, adapters.attach(clip, optimisation.lora), settings)
-
-    quadruples, held_out = (inputs.read_split(path, clip, torch.get_num_threads()) for path in (train, validation))
-    targets = inputs.read_targets(method, train, neighbours)
-    frozen = inputs.read_frozen(embeddings, targets, quadruples.images)
-    rows_used = _rows_used(settings, targets, frozen)
-    _log_gaps(rows_used, held_out.images)
-
-    checkpoint = Checkpoint(state, digest(identity))
-    progress = Progress(**(checkpoint.restore(tuner.weights, tuner.optimiser) or {}))
-    for epoch in range(progress.epoch + 1, optimisation.epochs + 1):
-        start = time.perf_counter()
-        rows = curriculum.shuffled(curriculum.admitted(targets.difficulty, method.curriculum, epoch), seed, epoch)
-        steps: list[dict[str, float]] = []
-        for numbers in tuner.steps(rows, quadruples, frozen, f"epoch {epoch}/{optimisation.epochs}"):
-            place = {"step": len(progress.steps) + len(steps) + 1, "epoch": epoch}
-            _check_finite(place, numbers)
-            steps.append({**place, "learning_rate": method.learning_rate, **numbers})
-        loss = sum(step["loss"] for step in steps) / len(steps)
-        scores = validation_scores(tuner.embed_all(held_out), held_out.images)
-        progress.epochs.append({"epoch": epoch, "quadruples": len(rows), "loss": loss, **scores})
-        progress.steps += steps
-        progress.epoch = epoch
-        progress.seconds += time.perf_counter() - start
-        checkpoint.save(vars(progress), tuner.weights, tuner.optimiser)
-        score = f"{scores[SELECTION_SCORE]:.2f}" if scores else "cannot be measured"
-        logger.info("epoch %d: loss %.4f, selection score %s", epoch, loss, score)
-    _write(output, tuner, progress, identity, {"rows": rows_used, "validation_rows": validation_rows(held_out.images)})
-    checkpoint.remove()
+    tuner = Tuner(clip, adapters.attach(clip, settings.optimisation.lora), settings, group)
+    group.align(tuner.weights.values(), seed)
+    quadruples, held_out = (
+        inputs.read_split(files[split], clip, torch.get_num_threads(), group.count) for split in ("train", "validation")
+    )
+    targets = inputs.read_targets(settings.method, files["train"], files["neighbours"])
+    frozen = inputs.read_frozen(files["embeddings"], targets, quadruples.images)
+    return Material(tuner, quadruples, held_out, targets, frozen)
 
 
-class Tuner:
-    """The model being tuned, its optimiser, and how quadruples go through it."""
-
-    def __init__(self, clip: Clip, tuned: PeftModel, settings: TrainingSettings) -> None:
-        self.clip = clip
-        self.tuned = tuned
-        self.settings = settings
-        self.device = next(tuned.parameters()).device
-        self.weights = adapters.weights(tuned)
-        scale = settings.optimisation.logit_scale
-        self.logit_scale = scale if isinstance(scale, float) else clip.model.get_parameter("logit_scale").exp().item()
-        self.optimiser = torch.optim.Adam(self.weights.values(), lr=settings.method.learning_rate, fused=True)
-        _, self.normalise = inputs.split_preprocess(clip.preprocess)
-
-    def steps(
-        self, rows: Tensor, quadruples: Split, frozen: References, description: str
-    ) -> Iterator[dict[str, float]]:
-        """Take one optimiser step for each batch of rows, yielding its numbers *before* the weights change.
-
-        Gradients are those of the mean over the rows of the whole batch that take part in a term, however many
-        micro-batches it is split into, for all terms but the contrastive ones: their negatives are those of the
-        micro-batch.  Terms in which no row takes part have no number.
-        """
-        method, optimisation = self.settings.method, self.settings.optimisation
-        micro_batch = math.ceil(optimisation.batch_size / optimisation.accumulation)
-        batches = [torch.split(batch, micro_batch) for batch in torch.split(rows, optimisation.batch_size)]
-        pixels = quadruples.pictures.batches([part for parts in batches for part in parts])
-        taking_part = frozen.taking_part(method.cross_modal)
-        adapters.set_training_mode(self.tuned)
-        # disable=None: tqdm is silent where the output is not a terminal.
-        for parts in tqdm(batches, desc=description, disable=None):
-            start = time.perf_counter()
-            count = sum(len(part) for part in parts)
-            sums = torch.zeros(len(losses.TERMS) + 1, device=self.device)
-            used = _counts(taking_part, torch.cat(parts))
-            for part in parts:
-                embedded, references = self.embed(quadruples, part, next(pixels)), frozen.select(part, self.device)
-                own = _counts(taking_part, part)
-                shares = {name: own[name] / used[name] if used[name] else 0.0 for name in own}
-                sums += self._backward(embedded, references, shares)
-            norm = nn.utils.clip_grad_norm_(self.weights.values(), optimisation.max_gradient_norm)
-            numbers = dict(zip(("loss", *losses.TERMS), sums.tolist(), strict=True))
-            numbers = {name: number for name, number in numbers.items() if used.get(name, count)}
-            numbers["gradient_norm"] = norm.item()
-            numbers["quadruples_per_second"] = count / (time.perf_counter() - start)
-            yield numbers
-            self.optimiser.step()
-            self.optimiser.zero_grad()
-
-    def _backward(self, embedded: Embeddings, frozen: References, shares: Mapping[str, float]) -> Tensor:
-        """Add a micro-batch's gradients; its loss and terms, (1 + terms,), as what they add to those of the batch.
-
-        ``shares`` says how many of the batch's rows that take part in a term are in this micro-batch.
-        """
-        method = self.settings.method
-        terms = losses.terms(embedded, frozen, method.cross_modal, self.logit_scale)
-        loss = losses.contribution(terms, shares, method.weights)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return torch.stack([loss, *(shares[name] * term for name, term in terms.items())]).detach()
-
-    def embed(self, quadruples: Split, rows: Tensor, pixels: Tensor) -> Embeddings:
-        """Embed some rows, whose pixels are given: safe and unsafe inputs in one pass for each modality.
-
-        Where an image is withheld, its row is zero.
-        """
-        tokens = torch.cat([quadruples.safe_tokens[rows], quadruples.unsafe_tokens[rows]]).to(self.device)
-        images = self.normalise(pixels.to(self.device).float() / 255)
-        there = quadruples.images.select(rows)
-        with models.autocast(self.device, self.settings.optimisation.precision):
-            safe_text, unsafe_text = models.text_features(self.clip.model, tokens).chunk(2)
-            dim = safe_text.shape[1]
-            features = models.image_features(self.clip.model, images) if len(images) else safe_text.new_zeros(0, dim)
-        parts = torch.split(features, [int(column.sum()) for column in there])
-        safe_image, unsafe_image = (spread(part, column, dim) for part, column in zip(parts, there, strict=True))
-        return Embeddings(safe_text, unsafe_text, safe_image, unsafe_image)
-
-    @torch.no_grad()
-    def embed_all(self, quadruples: Split) -> Embeddings:
-        """Embed a whole split in evaluation mode: four tensors of shape (rows, dim) on the CPU."""
-        self.tuned.eval()
-        plan = torch.split(torch.arange(len(quadruples)), self.settings.optimisation.batch_size)
-        batches = [
-            self.embed(quadruples, rows, pixels)
-            for rows, pixels in zip(plan, quadruples.pictures.batches(plan), strict=True)
-        ]
-        return Embeddings(*(torch.cat(columns).cpu() for columns in zip(*batches, strict=True)))
+def _epoch(epoch: int, seed: int, material: Material, keeper: Keeper) -> None:
+    """Take the steps of an epoch that are still to be taken, and validate."""
+    tuner, progress, targets = material.tuner, keeper.progress, material.targets
+    method, optimisation = tuner.settings.method, tuner.settings.optimisation
+    rows = curriculum.shuffled(curriculum.admitted(targets.difficulty, method.curriculum, epoch), seed, epoch)
+    remaining = rows[progress.taken * optimisation.batch_size :]
+    description = f"epoch {epoch}/{optimisation.epochs}"
+    for numbers in tuner.steps(remaining, material.quadruples, material.frozen, description):
+        place = {"step": len(progress.steps) + 1, "epoch": epoch}
+        _check_finite(place, numbers)
+        progress.add_step({**place, "learning_rate": method.learning_rate, **numbers})
+        keeper.pause()
+    losses = [step["loss"] for step in progress.steps if step["epoch"] == epoch]
+    loss = sum(losses) / len(losses)
+    scores = validation_scores(tuner.embed_all(material.held_out, keeper.pause), material.held_out.images)
+    progress.add_epoch({"epoch": epoch, "quadruples": len(rows), "loss": loss, **scores})
+    keeper.save()
+    score = f"{scores[SELECTION_SCORE]:.2f}" if scores else "cannot be measured"
+    logger.info("epoch %d: loss %.4f, selection score %s", epoch, loss, score)
 
 
-def _rows_used(settings: TrainingSettings, targets: Targets, frozen: References) -> dict[str, dict[str, int]]:
+def _rows_used(settings: TrainingSettings, material: Material) -> dict[str, dict[str, int]]:
     """How many rows take part in each term of the loss, over all epochs, and how many are left out of it."""
-    taking_part = frozen.taking_part(settings.method.cross_modal)
+    targets, taking_part = material.targets, material.frozen.taking_part(settings.method.cross_modal)
     epochs = range(1, settings.optimisation.epochs + 1)
     rows = torch.cat([curriculum.admitted(targets.difficulty, settings.method.curriculum, epoch) for epoch in epochs])
-    used = _counts(taking_part, rows)
+    used = counts(taking_part, rows)
     return {name: {"used": count, "left_out": len(rows) - count} for name, count in used.items()}
-
-
-def _counts(taking_part: Mapping[str, Tensor], rows: Tensor) -> dict[str, int]:
-    """How many of some rows take part in each term."""
-    return {name: int(there[rows].sum()) for name, there in taking_part.items()}
 
 
 def _log_gaps(rows: Mapping[str, Mapping[str, int]], held_out: Images) -> None:
     """Say what withheld images mean for this run; nothing where all images are there."""
-    for name, counts in rows.items():
-        if counts["left_out"]:
-            total = counts["used"] + counts["left_out"]
-            logger.warning("%s: %d of %d rows take part, the others lack an image", name, counts["used"], total)
+    for name, row in rows.items():
+        if row["left_out"]:
+            total = row["used"] + row["left_out"]
+            logger.warning("%s: %d of %d rows take part, the others lack an image", name, row["used"], total)
     measured = validation_rows(held_out)
     if any(count < len(held_out.safe) for count in measured.values()):
         rows_of = ", ".join(f"{direction} {count}" for direction, count in measured.items())
@@ -255,6 +189,7 @@ def _write(
         **rows,
         "seconds": progress.seconds,
         "device": str(tuner.device),
+        "processes": tuner.processes.count,
         "threads": torch.get_num_threads(),
         "validation": progress.epochs[-1],
         "provenance": provenance(identity["settings"], identity["seed"]),

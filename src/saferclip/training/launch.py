@@ -1,0 +1,52 @@
+"""Start a training again in several processes, through torchrun."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+
+import torch
+
+from saferclip import io, signals
+from saferclip.training import processes
+
+
+def inside() -> bool:
+    """Whether torchrun has started this process."""
+    return all(name in os.environ for name in processes.STARTED)
+
+
+def launch(count: int, arguments: Sequence[str]) -> None:
+    """Run ``saferclip <arguments>`` in ``count`` processes of this machine, and end as they end.
+
+    Each has a GPU of its own, and its share of this process's threads; without GPUs they share the CPU.
+    Raises ConfigError if there are fewer GPUs than processes; DataError if a process was killed; Ended if a signal
+    asked for it, after the processes, to which it is passed on, have left; SystemExit if they failed.
+    """
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    processes.check_devices(count)
+    os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // count))
+    handled = ",".join(signals.name(number) for number in signals.ENDING)
+    options = ["--standalone", f"--nproc-per-node={count}", f"--signals-to-handle={handled}", "-m"]
+    try:
+        run.run(run.parse_args([*options, "saferclip", *arguments]))  # type: ignore[no-untyped-call]
+    except SignalException as error:
+        raise signals.Ended(error.sigval) from None
+    except ChildFailedError as error:
+        _end_like({rank: failure.exitcode for rank, failure in error.failures.items()})
+
+
+def _end_like(codes: dict[int, int]) -> None:
+    """Exit as processes of these exit codes did, which have said why; negative ones could not."""
+    for rank, code in codes.items():
+        if code < 0 and -code != signal.SIGTERM:
+            raise io.DataError(
+                f"process {rank} of the training was ended by {signals.name(-code)}; most likely it, or the job, used "
+                "more memory than it was given: ask for more (mem_mb of the rule training). The run's state is kept: "
+                "start again to go on"
+            )
+    raise SystemExit(max(codes.values(), key=lambda code: code if code > 0 else 0) or 1)

@@ -1,0 +1,135 @@
+"""The model that is tuned, and how quadruples go through it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from saferclip import adapters, models
+from saferclip.config import TrainingSettings
+from saferclip.mining.embedding import spread
+from saferclip.models import Clip
+from saferclip.training import inputs, losses
+from saferclip.training.inputs import Split
+from saferclip.training.losses import Embeddings, References
+from saferclip.training.processes import Processes
+
+
+class Tuner:
+    """The model being tuned and its optimiser, in one process or in each of several."""
+
+    def __init__(
+        self, clip: Clip, tuned: PeftModel, settings: TrainingSettings, processes: Processes | None = None
+    ) -> None:
+        self.clip = clip
+        self.tuned = tuned
+        self.settings = settings
+        self.processes = processes or Processes()
+        self.device = next(tuned.parameters()).device
+        self.weights = adapters.weights(tuned)
+        scale = settings.optimisation.logit_scale
+        self.logit_scale = scale if isinstance(scale, float) else clip.model.get_parameter("logit_scale").exp().item()
+        self.optimiser = torch.optim.Adam(self.weights.values(), lr=settings.method.learning_rate, fused=True)
+        _, self.normalise = inputs.split_preprocess(clip.preprocess)
+
+    def steps(
+        self, rows: Tensor, quadruples: Split, frozen: References, description: str
+    ) -> Iterator[dict[str, float]]:
+        """Take one optimiser step for each batch of rows, yielding the numbers that led to it.
+
+        Gradients are those of the mean over the rows of the whole batch that take part in a term, however many
+        micro-batches it is split into, for all terms but the contrastive ones: their negatives are those of the
+        micro-batch.  Terms in which no row takes part have no number.  None of this depends on how many processes
+        share the batch.
+        """
+        method, optimisation = self.settings.method, self.settings.optimisation
+        micro_batch = math.ceil(optimisation.batch_size / optimisation.accumulation)
+        batches = [torch.split(batch, micro_batch) for batch in torch.split(rows, optimisation.batch_size)]
+        pixels = quadruples.pictures.batches([self.processes.share(part) for parts in batches for part in parts])
+        taking_part = frozen.taking_part(method.cross_modal)
+        adapters.set_training_mode(self.tuned)
+        # disable=None: tqdm is silent where the output is not a terminal.
+        for parts in tqdm(batches, desc=description, disable=None if self.processes.first else True):
+            start = time.perf_counter()
+            count = sum(len(part) for part in parts)
+            sums = torch.zeros(len(losses.TERMS) + 1, device=self.device)
+            used = counts(taking_part, torch.cat(parts))
+            self.optimiser.zero_grad()
+            for part in parts:
+                embedded = self.embed_together(quadruples, part, next(pixels))
+                references, own = frozen.select(part, self.device), counts(taking_part, part)
+                shares = {name: own[name] / used[name] if used[name] else 0.0 for name in own}
+                sums += self._backward(embedded, references, shares)
+            self.processes.sum_gradients(self.weights.values())
+            norm = nn.utils.clip_grad_norm_(self.weights.values(), optimisation.max_gradient_norm)
+            numbers = dict(zip(("loss", *losses.TERMS), sums.tolist(), strict=True))
+            numbers = {name: number for name, number in numbers.items() if used.get(name, count)}
+            numbers["gradient_norm"] = norm.item()
+            numbers["quadruples_per_second"] = count / (time.perf_counter() - start)
+            self.optimiser.step()
+            yield numbers
+
+    def _backward(self, embedded: Embeddings, frozen: References, shares: Mapping[str, float]) -> Tensor:
+        """Add a micro-batch's gradients; its loss and terms, (1 + terms,), as what they add to those of the batch.
+
+        ``shares`` says how many of the batch's rows that take part in a term are in this micro-batch.
+        """
+        method = self.settings.method
+        terms = losses.terms(embedded, frozen, method.cross_modal, self.logit_scale)
+        loss = losses.contribution(terms, shares, method.weights)
+        if loss.requires_grad:  # not where fewer rows than processes leave none for this one
+            loss.backward()  # type: ignore[no-untyped-call]
+        return torch.stack([loss, *(shares[name] * term for name, term in terms.items())]).detach()
+
+    def embed_together(self, quadruples: Split, rows: Tensor, pixels: Tensor) -> Embeddings:
+        """Embed some rows, of which ``pixels`` are those of this process's share; gradient flows into that alone."""
+        own = self.processes.share(rows)
+        if len(own):
+            embedded = self.embed(quadruples, own, pixels)
+        else:
+            embedded = Embeddings(
+                *torch.zeros(4, 0, self.clip.architecture["model_cfg"]["embed_dim"], device=self.device)
+            )
+        return Embeddings(*self.processes.join(embedded, len(rows)))
+
+    def embed(self, quadruples: Split, rows: Tensor, pixels: Tensor) -> Embeddings:
+        """Embed some rows, whose pixels are given: safe and unsafe inputs in one pass for each modality.
+
+        Where an image is withheld, its row is zero.
+        """
+        tokens = torch.cat([quadruples.safe_tokens[rows], quadruples.unsafe_tokens[rows]]).to(self.device)
+        images = self.normalise(pixels.to(self.device).float() / 255)
+        there = quadruples.images.select(rows)
+        with models.autocast(self.device, self.settings.optimisation.precision):
+            safe_text, unsafe_text = models.text_features(self.clip.model, tokens).chunk(2)
+            dim = safe_text.shape[1]
+            features = models.image_features(self.clip.model, images) if len(images) else safe_text.new_zeros(0, dim)
+        parts = torch.split(features, [int(column.sum()) for column in there])
+        safe_image, unsafe_image = (spread(part, column, dim) for part, column in zip(parts, there, strict=True))
+        return Embeddings(safe_text, unsafe_text, safe_image, unsafe_image)
+
+    @torch.no_grad()
+    def embed_all(self, quadruples: Split, between: Callable[[], None] = lambda: None) -> Embeddings:
+        """Embed a whole split in evaluation mode: four tensors of shape (rows, dim) on the CPU.
+
+        ``between`` is called after each batch; it may raise to end this.
+        """
+        self.tuned.eval()
+        plan = torch.split(torch.arange(len(quadruples)), self.settings.optimisation.batch_size)
+        pixels = quadruples.pictures.batches([self.processes.share(rows) for rows in plan])
+        batches = []
+        for rows, own in zip(plan, pixels, strict=True):
+            batches.append(self.embed_together(quadruples, rows, own))
+            between()
+        return Embeddings(*(torch.cat(columns).cpu() for columns in zip(*batches, strict=True)))
+
+
+def counts(taking_part: Mapping[str, Tensor], rows: Tensor) -> dict[str, int]:
+    """How many of some rows take part in each term."""
+    return {name: int(there[rows].sum()) for name, there in taking_part.items()}
