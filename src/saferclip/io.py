@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from saferclip import atomic
@@ -37,10 +37,16 @@ QUADRUPLE_COLUMNS = (
 )
 IMAGE_COLUMNS = frozenset({"image", "safe_image", "unsafe_image"})
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # as `datasets` stores one
+# Left out on purpose: vector graphics and documents, for which Pillow starts other programs.
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 class DataError(Exception):
     """A file's content is not what it must be; the message names the file, the row and the remedy."""
+
+
+class ImageError(DataError):
+    """Bytes are no usable picture; whoever knows file and row puts them before the message."""
 
 
 class Metric(BaseModel):
@@ -83,10 +89,38 @@ def encode_jpeg(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def open_image(data: bytes) -> Image.Image:
+    """Read the header of a picture of a usual format, before anything is decoded: the only way to open one here.
+
+    Raises ImageError for other formats, and for more pixels than Pillow's ``MAX_IMAGE_PIXELS``: a few kilobytes may
+    ask for gigabytes of memory.
+    """
+    try:
+        image = Image.open(BytesIO(data), formats=PICTURE_FORMATS)
+    except UnidentifiedImageError as error:
+        advice = "convert other formats, such as HEIC or SVG, to PNG; replace it if it is damaged"
+        raise ImageError(f"not a JPEG, PNG, WebP, BMP, GIF or TIFF picture; {advice}") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"too large ({error}); make it smaller") from error
+    # Pillow's readers answer damaged files with many kinds of exception.
+    except Exception as error:
+        raise ImageError(f"damaged picture ({error}); copy it again or replace it") from error
+    width, height = image.size
+    # From here up to twice as many, Pillow only warns.
+    if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
+        raise ImageError(f"too large ({width} x {height}, at most {Image.MAX_IMAGE_PIXELS} pixels); make it smaller")
+    return image
+
+
 def decode_image(data: Mapping[str, Any]) -> Image.Image:
-    """Decode one cell of an image column, ``{"bytes": ..., "path": ...}``, to RGB."""
-    with Image.open(BytesIO(data["bytes"])) as image:
-        return image.convert("RGB")
+    """Decode one cell of an image column, ``{"bytes": ..., "path": ...}``, to RGB; raises ImageError."""
+    if not data["bytes"]:
+        raise ImageError("the image has no bytes; make the table again")
+    with open_image(data["bytes"]) as image:
+        try:
+            return image.convert("RGB")
+        except Exception as error:
+            raise ImageError(f"damaged picture ({error}); copy it again or replace it") from error
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], example: Mapping[str, Any] | None = None) -> None:
@@ -235,9 +269,17 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON, or raise DataError naming the file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value that JSON stands for; raises ValueError, also for lists within lists without end."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("too many lists or objects within each other") from None
 
 
 def write_evaluation(path: Path, record: EvaluationRecord) -> None:

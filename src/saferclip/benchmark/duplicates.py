@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from io import BytesIO
 
 import numpy as np
 from PIL import Image
 
+from saferclip import io
 from saferclip.config import NearDuplicateSettings
 
 HASH_SIDE = 8
@@ -39,7 +39,7 @@ def overlap(one: Iterable[str], other: Iterable[str]) -> float:
 
 def image_hash(image: bytes) -> int:
     """64 bits, each saying whether one of 8 x 8 places is brighter than its right neighbour (a difference hash)."""
-    with Image.open(BytesIO(image)) as picture:
+    with io.open_image(image) as picture:
         small = picture.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
     light = np.asarray(small, dtype=np.int16)
     bits = light[:, :-1] > light[:, 1:]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saferclip.io import DataError
+from saferclip.io import DataError, parse_json
 
 
 class Journal:
@@ -40,7 +40,7 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
     entries = {}
     for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             entries[entry["key"]] = entry
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file}, line {number}: cannot be read; delete the line to have it done again") from error

@@ -8,19 +8,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from saferclip import io
 from saferclip.benchmark.backends import Edit, Proposal, Source
 from saferclip.config import BenchmarkImages, NocapsSettings
-from saferclip.downloads import only_file
+from saferclip.downloads import leads_out, only_file
 
 RELEASE_COLUMNS = ("image_coco_url", "caption", "nsfw_caption", "chosen_category")
 TABLES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -178,9 +176,12 @@ class Images:
     def read(cls, manifest: Path) -> Images:
         """Read a manifest; raises DataError naming it."""
         try:
-            return cls(manifest, TypeAdapter(ImageList).validate_python(io.read_json(manifest)))
+            found = TypeAdapter(ImageList).validate_python(io.read_json(manifest))
         except ValidationError as error:
             raise io.DataError(f"{manifest}: not a list of images: {error.errors()[0]['msg']}") from error
+        if wrong := next(filter(leads_out, found.images.values()), None):
+            raise io.DataError(f"{manifest}: names the image {wrong!r}, which leads out of its folder; make it again")
+        return cls(manifest, found)
 
     def get(self, url: str) -> bytes | None:
         """An image as it was fetched, or None if there is none."""
@@ -193,9 +194,10 @@ class Images:
 def is_image(data: bytes) -> bool:
     """Whether the bytes can be decoded to a picture, to the last one."""
     try:
-        with Image.open(BytesIO(data)) as image:
+        with io.open_image(data) as image:
             image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    # Pillow's decoders answer damaged files with many kinds of exception.
+    except Exception:
         return False
     return True
 

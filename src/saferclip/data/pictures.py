@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from io import BytesIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 from saferclip import io
 
-# Left out on purpose: vector graphics and documents, for which Pillow starts other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 KEPT = frozenset({"JPEG", "MPO", "PNG"})  # MPO: a JPEG with more pictures behind the first, as phones write it
 TURNED = range(2, 9)  # EXIF orientations that are not upright
 
@@ -51,19 +48,12 @@ def plain(data: bytes, kept: Set[str] = KEPT) -> bytes:
 def _open(data: bytes) -> Image.Image:
     """Read the header, and refuse what should not be decoded at all."""
     try:
-        image = Image.open(BytesIO(data), formats=FORMATS)
+        image = io.open_image(data)
         frames = getattr(image, "n_frames", 1)
-    except UnidentifiedImageError as error:
-        advice = "convert other formats, such as HEIC or SVG, to PNG; replace it if it is damaged"
-        raise PictureError(f"not a JPEG, PNG, WebP, BMP, GIF or TIFF picture; {advice}") from error
-    except Image.DecompressionBombError as error:
-        raise PictureError(f"too large ({error}); make it smaller") from error
+    except io.ImageError as error:
+        raise PictureError(str(error)) from error
     except Exception as error:
         raise _damaged(error) from error
-    width, height = image.size
-    # From here up to twice as many, Pillow only warns.
-    if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
-        raise PictureError(f"too large ({width} x {height}, at most {Image.MAX_IMAGE_PIXELS} pixels); make it smaller")
     if frames > 1 and image.format != "MPO":
         raise PictureError(f"holds {frames} pictures; save one of them alone")
     return image

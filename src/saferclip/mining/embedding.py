@@ -117,5 +117,5 @@ def decode(cell: Mapping[str, Any], origin: str) -> Image.Image:
         raise io.DataError(f"{origin}: the image has no bytes; make the table again")
     try:
         return io.decode_image(cell)
-    except OSError as error:
+    except io.ImageError as error:
         raise io.DataError(f"{origin}: the image cannot be decoded: {error}") from error
