@@ -192,12 +192,11 @@ def test_folders_and_zips_give_the_same_pictures(tmp_path: Path) -> None:
         assert folder.plain(name) == packed.plain(name) == inside.plain(name)
 
 
-def test_names_in_a_zip_lead_nowhere_and_large_members_are_not_unpacked(
+def test_a_zip_is_not_unpacked_to_the_disk_and_large_members_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("part/0.jpg", SAFE[0])
-        archive.writestr("../../out.jpg", SAFE[0])
         archive.writestr("__MACOSX/x.jpg", b"no picture")
         archive.writestr("large.jpg", bytes(200_000))
     monkeypatch.setattr(picture_files, "LARGEST", 100_000)
@@ -212,6 +211,6 @@ def test_names_in_a_zip_lead_nowhere_and_large_members_are_not_unpacked(
 def test_places_without_pictures_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.zip").write_bytes(b"<html>")
-    for place, message in (("empty", "holds no pictures"), ("broken.zip", "not a zip"), ("nowhere", "no such folder")):
+    for place, message in (("empty", "holds no pictures"), ("broken.zip", "cannot be read as an archive"), ("nowhere", "no such folder")):
         with pytest.raises(io.DataError, match=message):
             picture_files.find(tmp_path / place)

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from saferclip.config import LocalData
-from saferclip.data import pictures
+from saferclip.data import picture_files, pictures
 from saferclip.data.validation import Problems, blank, nearest, text_problem
 from saferclip.io import DataError
 
@@ -240,12 +240,12 @@ def _encoded(table: Table, cell: Any) -> bytes:
     if data:
         return data
     path = _image_path(table, cell)
+    if not path.exists():
+        raise DataError(f"{path} does not exist; correct the path, or set data.local.image_root")
     try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; correct the path, or set data.local.image_root") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        return picture_files.read_file(path)
+    except DataError as error:
+        raise DataError(f"{path} {error}") from error
 
 
 def _embedded(cell: Any) -> bytes | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 
 from saferclip.data import pictures
+from saferclip.data.archives import Archive
 from saferclip.io import DataError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -59,7 +59,7 @@ def find(place: Path) -> PictureFiles:
         found = [name for name in names if _is_picture(name)]
         zips = [name for name in names if name.lower().endswith(".zip")]
         if found or len(zips) != 1:
-            return _some(PictureFiles(place, found, lambda name: _read_file(place / name)))
+            return _some(PictureFiles(place, found, lambda name: read_file(place / name)))
         place = place / zips[0]
     if not place.is_file():
         raise DataError(f"{place}: there is no such folder or zip of pictures")
@@ -108,29 +108,19 @@ def _is_picture(name: str) -> bool:
     return path.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path, largest: int = LARGEST) -> bytes:
+    """A file's content.  Raises DataError, without its name, for one that is too large, and for a device or pipe."""
     try:
-        if path.stat().st_size > LARGEST:
-            raise DataError(f"larger than {LARGEST:,} bytes; make it smaller")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError("is no file")
+        if found.st_size > largest:
+            raise DataError(f"larger than {largest:,} bytes; make it smaller")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}") from error
 
 
 def _in_zip(place: Path) -> PictureFiles:
-    """Pictures in a zip; nothing is unpacked to the disk, so names in it can lead nowhere."""
-    try:
-        archive = zipfile.ZipFile(place)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{place}: not a zip that can be read ({error}); fetch it again") from error
-
-    def read(name: str) -> bytes:
-        try:
-            if archive.getinfo(name).file_size > LARGEST:
-                raise DataError(f"larger than {LARGEST:,} bytes; make it smaller")
-            return archive.read(name)
-        # A damaged, encrypted or strangely compressed member.
-        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError) as error:
-            raise DataError(f"cannot be unpacked ({error})") from error
-
-    return PictureFiles(place, sorted({name for name in archive.namelist() if _is_picture(name)}), read)
+    archive = Archive(place)
+    return PictureFiles(place, sorted(filter(_is_picture, archive.members)), lambda name: archive.read(name, LARGEST))

@@ -48,8 +48,8 @@ def text_problem(value: object) -> str | None:
     for character in value.strip():
         if character == "\N{REPLACEMENT CHARACTER}":
             return f"{_short(value)} has lost characters; open its source in the right encoding, save as UTF-8"
-        # Line breaks, tabs, NUL and their like.
-        if unicodedata.category(character) == "Cc":
+        # Line breaks, tabs, NUL and their like; halves of a character, which no file can hold.
+        if unicodedata.category(character) in ("Cc", "Cs"):
             return f"{_short(value)} holds the control character {character!r}; remove it"
     return None
 

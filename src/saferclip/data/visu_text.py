@@ -6,7 +6,6 @@ Files are lists of records, records line by line, or mappings of numbers to reco
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +19,11 @@ from saferclip import ethics
 from saferclip.config import VisuText
 from saferclip.data.validation import Problems, blank, nearest, text_problem
 from saferclip.downloads import visible_files
-from saferclip.io import DataError
+from saferclip.io import DataError, parse_json
 
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 SUFFIXES = (".json", ".jsonl")
+MOST = 2**63  # numbers of records and images, and seeds
 CATEGORY = "unsafe"  # of records that name none
 # The twenty concepts that ViSU was made of (Safe-CLIP, section 3.1; first listed for safe latent diffusion).
 TAGS = (
@@ -150,7 +150,7 @@ def _is_mapping(path: Path) -> bool:
     if not start.startswith("{"):
         return False
     try:
-        first = json.loads(start)
+        first = parse_json(start)
     except ValueError:
         return True  # it goes on in the next line
     # A mapping may stand in one line as well; its values are records, or lists of them.
@@ -174,15 +174,15 @@ def _list(path: Path) -> Any:
 def _mapping(path: Path) -> list[dict[str, Any]]:
     """Records by number, perhaps below 'data' and beside 'info', as Safe-CLIP's own files have them."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); download it again") from error
     content = content.get("data", content)
     if isinstance(content, dict):
-        if not all(key.isdigit() for key in content):
+        if not all(map(_is_digits, content)):
             raise DataError(f"{path}: a JSON object whose keys are no numbers; give a list of records, or a mapping")
         content = [content[key] for key in sorted(content, key=int)]
-    if not all(isinstance(row, dict) for row in content):
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise DataError(f"{path}: its entries are no records with named fields")
     return list(content)
 
@@ -214,18 +214,27 @@ def _record_problems(
     if not _is_number(row.get(columns.image)):
         yield columns.image, f"{row.get(columns.image)!r} is not the number of a COCO image"
     identifier = _identifier(row, number, columns)
+    if message := text_problem(identifier):
+        yield columns.id, message
+    if (tag := row.get(columns.tag)) is not None and (message := text_problem(_tidy(tag) or CATEGORY)):
+        yield columns.tag, message
     if identifier in known:
         yield columns.id, f"{identifier} is the id of an earlier record; ids must differ within a split"
     known.add(identifier)
     seeds = row.get(columns.seeds)
-    if not all(isinstance(seed, int) and seed >= 0 for seed in (seeds if isinstance(seeds, list) else [])):
+    if not all(isinstance(seed, int) and 0 <= seed < MOST for seed in (seeds if isinstance(seeds, list) else [])):
         yield columns.seeds, f"{seeds!r} are no seeds; write whole numbers"
 
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, str):
-        return value.strip().isdigit()
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 and value == int(value)
+        return _is_digits(value.strip())
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST and value == int(value)
+
+
+def _is_digits(text: str) -> bool:
+    """Whether a text is a whole number; Python calls more than that digits, and reads no number of 5,000."""
+    return text.isascii() and text.isdecimal() and len(text) <= len(str(MOST))
 
 
 def _identifier(row: Mapping[str, Any], number: int, columns: Columns) -> str:

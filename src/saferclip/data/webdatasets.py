@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from saferclip.data.picture_files import SUFFIXES
+from saferclip.data.picture_files import LARGEST, SUFFIXES
 from saferclip.data.streaming import stream
 from saferclip.data.validation import Problems
+from saferclip.downloads import leads_out
 from saferclip.io import DataError
 
 LABEL = "cls"
 IMAGES = frozenset(suffix.removeprefix(".") for suffix in SUFFIXES)
 LONGEST_LABEL = 20  # bytes
+MOST_TARS = 100_000
 BLOCK = 512  # a tar ends with blocks of zeros
 
 
@@ -32,6 +34,8 @@ def shards(folder: Path) -> list[Path]:
         count = int(counted.read_text(encoding="ascii"))
     except (OSError, ValueError) as error:
         raise DataError(f"{counted}: does not say how many tars there are ({error}); fetch the set again") from error
+    if count > MOST_TARS:
+        raise DataError(f"{counted}: says {count:,} tars, more than any set has; fetch the set again")
     paths = [folder / f"{number}.tar" for number in range(count)]
     missing = [path.name for path in paths if not path.is_file()]
     if missing or not paths:
@@ -78,7 +82,8 @@ def samples(name: str, paths: Sequence[Path]) -> Iterator[tuple[str, int, bytes]
             for row in rows:
                 place = f"{row['__url__']}: {row['__key__']}"
                 yield place, *_label_and_image(row)
-    except (OSError, ValueError, tarfile.TarError, EOFError) as error:
+    # `datasets` answers damaged members with many kinds of exception.
+    except Exception as error:
         raise DataError(f"{name}: {place}: {error}; fetch the tar again") from error
 
 
@@ -96,9 +101,17 @@ def _labels(path: Path) -> dict[str, dict[str, bytes]]:
     with tarfile.open(path, "r:") as tar:
         for info in tar:
             member = _member(info.name)
-            # `datasets` passes over directories, links and hidden files.
-            if not info.isreg() or member is None:
+            if not (info.isfile() or info.isdir()) or info.issparse():
+                raise tarfile.TarError(f"holds {info.name!r}, a link, device or file with gaps")
+            if leads_out(info.name.removeprefix("./") or "."):
+                raise tarfile.TarError(f"holds {info.name!r}, which leads out of it")
+            # `datasets` passes over directories and hidden files.
+            if info.isdir() or member is None:
                 continue
+            if info.size > LARGEST:
+                raise tarfile.TarError(f"holds {info.name!r} of {info.size:,} bytes, too many for a picture")
+            if member.field in found.get(member.key, {}):
+                raise tarfile.TarError(f"holds {info.name!r} twice")
             file = tar.extractfile(info) if member.field == LABEL else None
             found.setdefault(member.key, {})[member.field] = file.read(LONGEST_LABEL) if file else b""
     return found

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from saferclip.downloads.table import Row, check_names, read_table, row_json
+from saferclip.downloads.table import Row, check_names, leads_out, read_table, row_json
 from saferclip.io import DataError
 
-__all__ = ["DownloadError", "Row", "check_names", "only_file", "read_table", "row_json"]
+__all__ = ["DownloadError", "Row", "check_names", "leads_out", "only_file", "read_table", "row_json"]
 
 
 class DownloadError(DataError):

@@ -17,8 +17,18 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from saferclip.downloads import DownloadError
-from saferclip.downloads.manifest import File, Manifest, check_space, full_disk_told, git_hash, set_aside, sha256, size
-from saferclip.downloads.table import HUB_KINDS, Row
+from saferclip.downloads.manifest import (
+    INNER,
+    File,
+    Manifest,
+    check_space,
+    full_disk_told,
+    git_hash,
+    set_aside,
+    sha256,
+    size,
+)
+from saferclip.downloads.table import HUB_KINDS, Row, leads_out
 from saferclip.downloads.web import BUSY, KEPT, Failed, Unreachable, pause
 
 LOG = logging.getLogger(__name__)
@@ -76,6 +86,8 @@ def _listing(row: Row, commit: str) -> list[Listed]:
         if isinstance(file, RepoFile)
     ]
     chosen = [file for file in files if any(fnmatch(file.name, pattern) for pattern in row.files or ("*",))]
+    if wrong := next((file.name for file in chosen if leads_out(file.name) or file.name == INNER), None):
+        raise DownloadError(f"{row.source}: holds {wrong!r}, no name for a file here; leave it out by 'files'")
     if not chosen:
         names = ", ".join(file.name for file in files[:10])
         raise DownloadError(f"{row.source}: nothing matches {'; '.join(row.files)}; correct 'files'; it has {names}")

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from saferclip.downloads import DownloadError
-from saferclip.downloads.table import Row
+from saferclip.downloads.table import Row, leads_out
 from saferclip.io import DataError, read_json, write_json
 
 RESERVE = 1.05  # file systems need some room of their own
@@ -41,6 +41,14 @@ class Manifest(BaseModel):
     revision: str
     patterns: tuple[str, ...]
     files: dict[str, File]
+
+    @field_validator("files")
+    @classmethod
+    def _below(cls, files: dict[str, File]) -> dict[str, File]:
+        """Files of other versions are deleted by these names."""
+        if wrong := next(filter(leads_out, files), None):
+            raise ValueError(f"'{wrong}' leads out of the folder")
+        return files
 
     @classmethod
     def of(cls, row: Row, revision: str, files: dict[str, File]) -> Manifest:

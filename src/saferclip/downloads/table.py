@@ -6,6 +6,7 @@ import csv
 import difflib
 import json
 import re
+import unicodedata
 from collections.abc import Collection, Iterator
 from io import StringIO
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,12 @@ HUB_KINDS = {"hf-model": "model", "hf-dataset": "dataset"}  # kind to what huggi
 
 def _patterns(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(";") if part.strip()) if isinstance(value, str) else value
+
+
+def leads_out(name: str) -> bool:
+    """Whether a file's name, as an archive, a manifest or a hub has it, is no plain path below a folder."""
+    control = any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
+    return not name or control or "\\" in name or ":" in name or name.startswith("/") or ".." in name.split("/")
 
 
 class Row(BaseModel):
@@ -65,6 +72,8 @@ class Row(BaseModel):
             yield f"column 'source': '{self.source}' is no repository of the hub; write organisation/name"
         if self.kind == "url" and not (urlsplit(self.source).scheme in ("http", "https") and self.file_name):
             yield f"column 'source': '{self.source}' is no address of a file; write http://... or https://..."
+        if self.kind == "url" and self.file_name and (self.file_name.startswith(".") or leads_out(self.file_name)):
+            yield f"column 'source': {self.file_name!r} is no name for a file; take another address, or kind 'folder'"
         if self.kind == "folder" and not (self.source and self.terms):
             yield "columns 'source' and 'terms': say what the folder holds, and where to ask for it"
 
