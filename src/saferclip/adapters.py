@@ -5,6 +5,7 @@ Adapters are saved in PEFT's own format; ``load`` puts them on the model that th
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +19,29 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from saferclip import models
+from saferclip import io, models, untrusted
 from saferclip.config import ConfigError, LoraSettings
+from saferclip.io import DataError
 from saferclip.models import Clip
 
 KEY = "optimisation.lora.target_modules"
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+# What differs between adapters that ``save`` writes; no part of ``auto_mapping`` is imported here.
+OWN = frozenset(
+    {
+        *(
+            "auto_mapping",
+            "base_model_name_or_path",
+            "inference_mode",
+            "lora_alpha",
+            "lora_dropout",
+            "peft_type",
+            "peft_version",
+            "r",
+        ),
+        *("revision", "target_modules", "task_type"),
+    }
+)
 
 
 class MultiheadAttention(lora.MultiheadAttention):
@@ -120,9 +139,36 @@ def attach(clip: Clip, settings: LoraSettings) -> PeftModel:
 
 
 def load(clip: Clip, folder: Path) -> PeftModel:
-    """Put saved adapters into ``clip.model``, in place."""
-    config = _with_own_layers(PeftConfig.from_pretrained(str(folder)))
-    return PeftModel.from_pretrained(clip.model, str(folder), config=config)
+    """Put saved adapters into ``clip.model``, in place.
+
+    Raises DataError for a folder without them, for weights as a pickle, and for adapters of another model.
+    """
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise DataError(f"{folder}: not an adapter in safetensors: {name} is missing")
+    _check_saved(folder)
+    try:
+        config = _with_own_layers(PeftConfig.from_pretrained(str(folder)))
+        return PeftModel.from_pretrained(clip.model, str(folder), config=config)
+    # PEFT answers what does not go together with many kinds.
+    except Exception as error:
+        reason = f"{str(error)[:500]} ({type(error).__name__})"
+        raise DataError(f"{folder}: cannot be put into the model: {reason}") from error
+
+
+def _check_saved(folder: Path) -> None:
+    """Refuse settings that ``save`` never writes: some make PEFT import modules or repeat layers."""
+    path = folder / FILES[0]
+    found = io.read_json(path)
+    if not isinstance(found, dict) or found.get("peft_type") != "LORA":
+        raise DataError(f"{path}: not the settings of LoRA adapters, as PEFT writes them")
+    usual = json.loads(json.dumps(LoraConfig().to_dict(), default=str))  # type: ignore[no-untyped-call]
+    others = sorted(key for key, value in found.items() if key not in OWN and value != usual.get(key))
+    if others:
+        raise DataError(f"{path}: {', '.join(others)}: not used here; take adapters of plain LoRA, or merge them first")
+    rank, widest = found.get("r"), untrusted.widest(folder / FILES[1])
+    if not isinstance(rank, int) or not 0 < rank <= widest:
+        raise DataError(f"{path}: r is {str(rank)[:30]}, but no side of the weights is longer than {widest}")
 
 
 def set_training_mode(tuned: PeftModel) -> None:

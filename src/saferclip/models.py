@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from saferclip import io
+from saferclip import io, untrusted
 
 WEIGHTS = "open_clip_model.safetensors"
 ARCHITECTURE = "open_clip_config.json"
@@ -39,19 +39,30 @@ class Clip:
 def load(folder: Path, device: torch.device | str = "cpu") -> Clip:
     """Load a model in fp32 and evaluation mode from a folder in open_clip's ``local-dir:`` format.
 
-    Raises DataError if the folder does not hold such a model.
+    Raises DataError if the folder does not hold such a model, or one that asks for more than its weights explain.
     """
     for name in (ARCHITECTURE, WEIGHTS):
         if not (folder / name).is_file():
             raise io.DataError(f"{folder}: not an open_clip model folder: {name} is missing")
+    architecture = io.read_json(folder / ARCHITECTURE)
+    untrusted.check_architecture(folder / ARCHITECTURE, architecture)
     source = f"local-dir:{folder}"
-    model, _, preprocess = open_clip.create_model_and_transforms(source, device=device)
+    try:
+        untrusted.check_size(folder / ARCHITECTURE, architecture, folder / WEIGHTS)
+        model, _, preprocess = open_clip.create_model_and_transforms(source, device=device)
+        tokenize = open_clip.get_tokenizer(source)
+    except (io.DataError, torch.OutOfMemoryError):
+        raise
+    # open_clip answers an architecture that does not go together, or not with the weights, with many kinds.
+    except Exception as error:
+        reason = f"{str(error)[:500]} ({type(error).__name__})"
+        raise io.DataError(f"{folder}: {ARCHITECTURE} and {WEIGHTS} do not go together: {reason}") from error
     return Clip(
         # Convolutions are faster in this order of pixels, twice in bf16; other layers do not care.
         model=model.eval().to(memory_format=torch.channels_last),
         preprocess=preprocess,
-        tokenize=open_clip.get_tokenizer(source),
-        architecture=io.read_json(folder / ARCHITECTURE),
+        tokenize=tokenize,
+        architecture=architecture,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from saferclip import io, models
 from saferclip.base_model import activation, formats, hub
@@ -128,8 +128,8 @@ def _load(folder: Path, source: str) -> models.Clip:
     wrong = f"{source}: the weights are damaged, or not those of the architecture"
     try:
         clip = models.load(folder, models.default_device())
-    except (RuntimeError, TypeError, ValueError, AssertionError, SafetensorError) as error:
-        raise io.DataError(f"{wrong}: {str(error)[:500]}") from error
+    except (RuntimeError, io.DataError) as error:
+        raise io.DataError(f"{wrong}: {str(error).replace(f'{folder}/', '')[:500]}") from error
     shapes = {name: list(tensor.shape) for name, tensor in clip.model.state_dict().items()}
     with safe_open(folder / models.WEIGHTS, "pt") as stored:
         for name in (name for name in shapes if name.endswith("positional_embedding")):
@@ -152,7 +152,7 @@ def _pull(folder: Path) -> None:
     """Fetch a versioned folder from the DVC remote; `dvc pull` checks its hash."""
     logger.info("%s is not here yet: dvc pull", folder)
     # The environment's own dvc, whether or not the environment is activated.
-    command = [sys.executable, "-m", "dvc", "pull", str(folder)]
+    command = [sys.executable, "-m", "dvc", "pull", "--", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise io.DataError(

@@ -86,7 +86,8 @@ def find(place: Path, architecture: str | None = None) -> Published:
 
 def named(architecture: str) -> dict[str, Any]:
     """The ``model_cfg`` of open_clip's own list; raises ConfigError naming the nearest one."""
-    model_cfg: dict[str, Any] | None = open_clip.get_model_config(architecture)
+    # With a colon it would be an address, and be fetched.
+    model_cfg: dict[str, Any] | None = None if ":" in architecture else open_clip.get_model_config(architecture)
     if model_cfg is None:
         known = ", ".join(name for name in open_clip.list_models() if name[:5].lower() == architecture[:5].lower())
         raise ConfigError(f"architecture: open_clip has no '{architecture}'; see open_clip.list_models(): {known}")
