@@ -29,7 +29,7 @@ rule base_model:
         cache=CACHE,
         folder=subpath(output[0], parent=True),
     shell:
-        "saferclip base-model --settings {params.settings:q} {params.downloads} --cache {params.cache}"
+        "saferclip base-model --settings {params.settings:q} {params.downloads} --cache {params.cache:q}"
         " --output {params.folder} --threads {threads} 2> {log}"
 
 
@@ -60,7 +60,7 @@ rule published_model:
         folder=subpath(output[0], parent=True),
     shell:
         "saferclip published-model --settings {params.settings:q} --method {wildcards.method} {params.downloads}"
-        " --cache {params.cache} --output {params.folder} --threads {threads} 2> {log}"
+        " --cache {params.cache:q} --output {params.folder} --threads {threads} 2> {log}"
 
 
 if RUN.base_model_training:
@@ -90,5 +90,5 @@ if RUN.base_model_training:
             state=lambda wildcards: f"results/state/base_model_training/{RUN.name}",
             folder=subpath(output[0], parent=True),
         shell:
-            "saferclip base-model-training --settings {params.settings:q} --output {params.folder}"
-            " --state {params.state} --threads {threads} 2> {log}"
+            "saferclip base-model-training --settings {params.settings:q} --output {params.folder:q}"
+            " --state {params.state} --threads {threads} 2> {log:q}"

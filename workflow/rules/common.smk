@@ -6,6 +6,7 @@ import re
 from functools import cache
 from os.path import dirname
 from pathlib import Path
+from shlex import quote
 
 import yaml
 
@@ -89,8 +90,8 @@ def fetched():
 
 
 def given(step, method=None):
-    """The --download options that tell a command where its downloads are."""
-    return [f"--download {name}={path}" for name, path in RUN.downloads_of(step, method).items()]
+    """The --download options that tell a command where its downloads are, for the shell: a path may hold anything."""
+    return [f"--download {quote(f'{name}={path}')}" for name, path in RUN.downloads_of(step, method).items()]
 
 
 def public_sets(what):

@@ -33,5 +33,5 @@ if RUN.downloads:
             connections=RUN.downloads.connections,
             retries=RUN.downloads.retries,
         shell:
-            "saferclip download {wildcards.download} --table {params.table} --folder {params.folder}"
-            " --connections {params.connections} --retries {params.retries} 2> {log}"
+            "saferclip download {wildcards.download} --table {params.table:q} --folder {params.folder:q}"
+            " --connections {params.connections} --retries {params.retries} 2> {log:q}"

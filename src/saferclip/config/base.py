@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
@@ -25,9 +27,54 @@ class Settings(BaseModel):
             raise ValueError("true, false, yes, no, on and off are no values here; write a number, or text in quotes")
         return value
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _printable(cls, value: Any) -> Any:
+        for inner in _texts(value):
+            if problem := _text_problem(inner):
+                raise ValueError(problem)
+        return value
+
     def named_downloads(self) -> tuple[str, ...]:
         """Names in ``downloads.table`` that are part of a longer value; whole values are marked ``Download``."""
         return ()
+
+
+def _texts(value: Any) -> Iterable[str | Path]:
+    """Texts and paths that a setting is or holds; sections look at their own."""
+    if isinstance(value, str | Path):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from (*_texts(key), *_texts(inner))
+    elif isinstance(value, tuple | list):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _text_problem(value: str | Path) -> str | None:
+    """What keeps a text from being a setting: prompts may have several lines, paths no braces."""
+    shown = repr(str(value))
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    allowed = "" if isinstance(value, Path) else "\n\t"
+    for character in str(value):
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in allowed:
+            return f"{shown} holds the control character {character!r}; remove it"
+        if isinstance(value, Path) and character in "{}":
+            return f"{shown} holds a brace, which Snakemake would take for a wildcard; rename the file or folder"
+    return None
+
+
+def _line(value: str) -> str:
+    if len(value.splitlines()) != 1 or "\t" in value:
+        raise ValueError(f"{value[:60]!r} is not one line of text; write one")
+    return value
+
+
+def _part(value: str) -> str:
+    if value in ("", ".", "..") or "/" in value or "\\" in value:
+        raise ValueError(f"'{value}' is no name of a file or folder; write one, without '/'")
+    return value
 
 
 def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -48,6 +95,8 @@ ItemT = TypeVar("ItemT")
 Some = Annotated[tuple[ItemT, ...], AfterValidator(_some)]
 Distinct = Annotated[Some[ItemT], AfterValidator(_distinct)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Line = Annotated[str, AfterValidator(_line)]
+PathPart = Annotated[str, AfterValidator(_part)]
 Positive = Annotated[int, Field(gt=0)]
 RunName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 

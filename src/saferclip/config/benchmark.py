@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from saferclip.config.base import Distinct, Download, Positive, Settings, Share
+from saferclip.config.base import Distinct, Download, PathPart, Positive, Settings, Share
 from saferclip.config.tools import DiffusionSettings, ImageFilterSettings
 
 
@@ -32,7 +32,7 @@ class NocapsSettings(Settings):
 class LanguageModelSettings(Settings):
     """How a language model is asked, wherever it runs."""
 
-    prompts: str = Field(description="version of the prompts, a folder in src/saferclip/benchmark/prompts")
+    prompts: PathPart = Field(description="version of the prompts, a folder in src/saferclip/benchmark/prompts")
     temperature: float = Field(ge=0)
     max_tokens: Positive = Field(description="length of an answer, at most")
     attempts: Positive = Field(description="answers asked for one question until one can be used")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from saferclip.config.base import Distinct, Download, Positive, RunName, Settings, Share
+from saferclip.config.base import Distinct, Download, Line, PathPart, Positive, RunName, Settings, Share
 from saferclip.config.tools import DiffusionSettings, ImageFilterSettings
 
 
@@ -49,9 +49,9 @@ class MiniSets(World, MiniSetSizes):
 class ZeroShotSource(Settings):
     """One public set of labelled images; docs/test-sets.md says in which forms."""
 
-    title: str = Field(description="how the set is called in tables and figures")
+    title: Line = Field(description="how the set is called in tables and figures")
     download: Download
-    split: str = Field(description="part of the set that is classified: in most sets 'test'")
+    split: PathPart = Field(description="part of the set that is classified: in most sets 'test'")
     metric: Literal["mean_per_class", "accuracy"] = Field(description="mean over classes, or share of all images")
     templates: Path | None = Field(
         None, description="file of prompts, one a line, {c} standing for a class; default: those of the set"

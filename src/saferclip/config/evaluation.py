@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from saferclip.config.base import ConfigError, Distinct, Download, Positive, RunName, Settings, Share, Some
+from saferclip.config.base import ConfigError, Distinct, Download, Line, Positive, RunName, Settings, Share, Some
 from saferclip.config.tools import DiffusionSettings, ImageFilterSettings, SafeGuidanceSettings
 
 
@@ -104,7 +104,7 @@ class FigureSettings(Settings):
     dpi: Positive
     palette: str = Field(description="seaborn palette; 'colorblind' is the safe choice")
     examples: Positive = Field(description="queries shown in the retrieval grid")
-    title: str | None = Field(None, description="how the data set is called; default: the run's title")
+    title: Line | None = Field(None, description="how the data set is called; default: the run's title")
     runs: dict[RunName, tuple[int, ...]] | None = Field(
         None, description="methods to show, with their seeds; default: all of the run"
     )

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from saferclip.config.base import Distinct, Positive, Settings, Share, Some
+from saferclip.config.base import Distinct, Line, PathPart, Positive, Settings, Share, Some
 from saferclip.config.data import SceneDetail
 
 SOURCES = {
@@ -22,12 +22,12 @@ SOURCES = {
 class BaseModelSettings(Settings):
     """A CLIP that exists: the one to fine-tune, or one to compare with."""
 
-    source: str = Field(
+    source: Line = Field(
         description="'dvc:' (a versioned artifact of this repository) and 'local-dir:' name a folder, 'download:' a "
         "row in the table of downloads, 'open_clip:' a pretrained model that it lists, 'hf-hub:' a repository, all in "
         "open_clip's or transformers' format; 'file:' is a file of weights alone"
     )
-    architecture: str | None = Field(
+    architecture: PathPart | None = Field(
         None, description="open_clip's name of it, such as ViT-L-14-quickgelu, for weights that come without or wrong"
     )
 
@@ -37,6 +37,8 @@ class BaseModelSettings(Settings):
         kind, _, name = source.partition(":")
         if kind not in SOURCES or not name or (kind == "open_clip" and not all(name.partition("/"))):
             raise ValueError(f"'{source}' is not understood; write one of: {', '.join(SOURCES.values())}")
+        if set("{}") & set(name):
+            raise ValueError(f"'{source}' holds a brace, which Snakemake would take for a wildcard; rename the folder")
         return source
 
     @model_validator(mode="after")
@@ -91,11 +93,11 @@ class BaseModelTrainingSettings(Settings):
 class ExportSettings(Settings):
     """What a model card says of a run that its files do not, and what is exported."""
 
-    licence: str | None = Field(
+    licence: Line | None = Field(
         None, description="of the exported weights, as the hub calls it, such as cc-by-nc-4.0; default: not stated"
     )
     formats: Distinct[Literal["open_clip", "transformers", "diffusers"]] | None = Field(
         None, description="default: all that can express the architecture"
     )
-    title: str | None = Field(None, description="how the training data are called; default: the run's title")
-    base_model: str | None = Field(None, description="where the base model came from; default: the run's source")
+    title: Line | None = Field(None, description="how the training data are called; default: the run's title")
+    base_model: Line | None = Field(None, description="where the base model came from; default: the run's source")

@@ -25,24 +25,69 @@ def load(path: Path) -> Config:
 
 
 def read(path: Path) -> Any:
-    """Read a configuration file as plain values; raises ConfigError, also for a repeated key."""
+    """Read a configuration file as plain values; raises ConfigError, also for a repeated key.
+
+    Nothing in the file is executed: no tags but YAML's own are known. Aliases may not make much of little.
+    """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise ConfigError(f"{path}: larger than {LARGEST:,} bytes, which no configuration is")
+        return yaml.load(data.decode("utf-8"), _Plain)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: cannot be read: too many sections or lists within each other") from None
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Reads YAML but refuses a repeated key, of which PyYAML silently takes the last."""
+LARGEST = 1_000_000  # bytes of a file
+MOST_VALUES = 20_000  # keys and values of a file, with aliases written out
+DEEPEST = 30  # sections and lists within each other
+
+
+class _Plain(yaml.SafeLoader):
+    """Reads YAML but refuses a repeated key, of which PyYAML silently takes the last, and files that grow."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a name", problem_mark=key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"key '{key.value}' is there twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return node
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        _written_out(node, {}, 0)
+        return super().construct_document(node)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        # A number, date or the like that is none, or too long; PyYAML lets Python's own errors through.
+        except Exception as error:
+            text = f"'{str(node.value)[:40]}' is no {node.tag.rpartition(':')[2]}"
+            raise yaml.MarkedYAMLError(problem=text, problem_mark=node.start_mark) from error
+
+
+def _written_out(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """How many keys and values a node stands for, with aliases written out; 0 marks a node that is looked at."""
+    if depth > DEEPEST:
+        raise yaml.MarkedYAMLError(problem=f"more than {DEEPEST} levels", problem_mark=node.start_mark)
+    if id(node) not in known:
+        known[id(node)] = 0
+        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        pairs = (part if isinstance(part, tuple) else (part,) for part in parts)
+        known[id(node)] = 1 + sum(_written_out(inner, known, depth + 1) for pair in pairs for inner in pair)
+    if not 0 < known[id(node)] <= MOST_VALUES:
+        reason = f"more than {MOST_VALUES:,} values" if known[id(node)] else "an alias within what it stands for"
+        raise yaml.MarkedYAMLError(problem=reason, problem_mark=node.start_mark)
+    return known[id(node)]
 
 
 def validate(values: Any, origin: str = "config") -> Config:
@@ -52,6 +97,8 @@ def validate(values: Any, origin: str = "config") -> Config:
 
 def parse(section: type[SectionT], values: Any, origin: str) -> SectionT:
     """Build one section from plain values, or raise ConfigError naming every wrong key."""
+    if _depth(values) > DEEPEST:
+        raise ConfigError(f"{origin}: more than {DEEPEST} sections or lists within each other")
     try:
         return section.model_validate(values)
     except ValidationError as error:
@@ -63,9 +110,19 @@ def parse_settings(section: type[SectionT], text: str) -> SectionT:
     """Build one section from JSON text, as rules pass it on the command line."""
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    # Of a number with thousands of digits, and of lists within lists without end.
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--settings: not JSON: {error}") from error
     return parse(section, values, "--settings")
+
+
+def _depth(values: Any) -> int:
+    """How many sections and lists lie within each other; no more are counted than matter."""
+    depth, level = 0, [values]
+    while depth <= DEEPEST and (level := [value for value in level if isinstance(value, dict | list)]):
+        level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
+        depth += 1
+    return depth
 
 
 # What to write instead, by pydantic's error type; for the others its own message will do.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
-from saferclip.config.base import ConfigError, Distinct, RunName, Settings, downloads_of
+from saferclip.config.base import ConfigError, Distinct, Line, RunName, Settings, downloads_of
 from saferclip.config.benchmark import BenchmarkImages, BenchmarkSettings
 from saferclip.config.data import DataSettings, MiniSets, SetSettings, SetsStep, UnsafeImages, VisuText
 from saferclip.config.evaluation import CostSettings, EvaluationSettings, FigureSettings, GenerationSettings
@@ -29,7 +29,7 @@ class Config(Settings):
     """A whole run."""
 
     name: RunName = Field(description="outputs go to results/<name>/")
-    title: str = Field(description="how the data set is called in tables and figures")
+    title: Line = Field(description="how the data set is called in tables and figures")
     seeds: Distinct[int] = Field(description="each trained method is run once with each")
     downloads: DownloadSettings | None = None
     data: DataSettings
