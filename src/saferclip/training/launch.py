@@ -21,8 +21,8 @@ def launch(count: int, arguments: Sequence[str]) -> None:
     """Run ``saferclip <arguments>`` in ``count`` processes of this machine, and end as they end.
 
     Each has a GPU of its own, and its share of this process's threads; without GPUs they share the CPU.
-    Raises ConfigError if there are fewer GPUs than processes; DataError if a process was killed; Ended if a signal
-    asked for it, after the processes, to which it is passed on, have left; SystemExit if they failed.
+    Raises ConfigError if there are fewer GPUs than processes; DataError if a process was killed; SystemExit if they
+    failed, or were asked by a signal to end, which they say themselves.
     """
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -35,7 +35,7 @@ def launch(count: int, arguments: Sequence[str]) -> None:
     try:
         run.run(run.parse_args([*options, "saferclip", *arguments]))  # type: ignore[no-untyped-call]
     except SignalException as error:
-        raise signals.Ended(error.sigval) from None
+        raise SystemExit(128 + error.sigval) from None  # the processes, to which it was passed on, have said so
     except ChildFailedError as error:
         _end_like({rank: failure.exitcode for rank, failure in error.failures.items()})
 

@@ -146,6 +146,15 @@ class Group(Processes):
         # Without its launcher nobody ends this process; a run that was started again would have it as a rival.
         return 0 if os.getppid() == self._launcher else signal.SIGTERM
 
+    def reports_first(self) -> bool:
+        """Whether no other process has reported an error before; the launcher, while it lives, keeps count."""
+        if self.ending():
+            return self.first
+        try:
+            return dist.distributed_c10d._get_default_store().add("saferclip/reports", 1) == 1
+        except RuntimeError:
+            return True
+
 
 @contextmanager
 def connected() -> Iterator[Processes]:
@@ -169,7 +178,7 @@ def connected() -> Iterator[Processes]:
     try:
         yield group
     except BaseException as error:
-        if not _reports_first():
+        if not group.reports_first():
             raise SystemExit(error.code if isinstance(error, SystemExit) else 1) from None
         raise
     finally:
@@ -210,16 +219,8 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].partition(". ")[0]
         raise io.DataError(
             f"another process of this training is gone, and this one ends with it ({reason}); the run's state is kept: "
             "start again to go on"
         ) from error
-
-
-def _reports_first() -> bool:
-    """Whether no other process has reported an error before; also true if nobody can be asked."""
-    try:
-        return dist.distributed_c10d._get_default_store().add("saferclip/reports", 1) == 1
-    except (RuntimeError, ValueError):
-        return True
