@@ -62,8 +62,9 @@ def _scratch(target: Path) -> Iterator[Path]:
     Below a folder named after the target, so that finding them does not mean listing all that is beside it.
     """
     shared = target.with_name(f".{target.name}.partial")
-    for abandoned in list(shared.glob("*")):
-        _remove_if_abandoned(abandoned)
+    with suppress(FileNotFoundError, NotADirectoryError):  # usually there are none
+        for abandoned in list(shared.iterdir()):
+            _remove_if_abandoned(abandoned)
     own, lock = _claim(shared)
     try:
         # Inside a folder of its own, so that writers that look at the suffix see the right one.
@@ -82,34 +83,40 @@ def _claim(shared: Path) -> tuple[Path, int]:
         try:
             shared.mkdir(parents=True, exist_ok=True)
             own = Path(tempfile.mkdtemp(dir=shared))
-            lock = os.open(own / "lock", os.O_RDWR | os.O_CREAT)
-        except FileNotFoundError:
+            lock = _open_lock(own)
+        except (FileNotFoundError, FileExistsError):
+            if shared.exists() and not shared.is_dir():
+                raise
             continue  # another writer tidied up in between
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass  # another writer has just taken this folder for abandoned
+            if os.path.samestat(os.fstat(lock), (own / "lock").stat()):
+                return own, lock
+        except (BlockingIOError, FileNotFoundError):
+            pass  # another writer took this folder for abandoned, before it was locked
         except OSError:
             return own, lock  # this file system has no locks, so nobody will take it for abandoned
-        if (own / "lock").exists():
-            return own, lock
         os.close(lock)
 
 
 def _remove_if_abandoned(folder: Path) -> None:
     """Remove a writer's folder if its lock is free; where locks or permission are missing, leave it."""
     try:
-        lock = os.open(folder / "lock", os.O_RDWR)
+        lock = _open_lock(folder)
     except OSError:
-        with suppress(OSError):
-            folder.rmdir()  # killed before it had a lock; one that lives and loses an empty folder makes another
         return
     try:
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        pass  # its writer is alive
     finally:
         os.close(lock)
+
+
+def _open_lock(folder: Path) -> int:
+    """Open a folder's lock; makes it if it is missing, as its writer may have been killed just before or after."""
+    return os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
 
 
 def _replace(fresh: Path, target: Path) -> None:

@@ -52,19 +52,23 @@ class Project:
                 shutil.copy(ROOT / name, folder / name)
         return cls(folder)
 
-    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command with this folder's code and this Python's tools; standard error is in stdout."""
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment variables for this folder's code and this Python's tools."""
         tools = Path(sys.executable).parent
-        environment = os.environ | {
+        return os.environ | {
             "PYTHONPATH": str(self.folder / "src"),
             "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
             "HOME": str(self.folder),  # nobody's own profiles or caches
             "XDG_CACHE_HOME": str(self.folder / ".cache"),
         }
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command with this folder's code and this Python's tools; standard error is in stdout."""
         done = subprocess.run(
             command,
             cwd=self.folder,
-            env=environment,
+            env=self.environment,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -110,6 +114,15 @@ class Project:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(str(file))
         self.snakemake("--touch", "--forceall", config=config)
+
+    def version(self, config: str) -> None:
+        """Make the folder a Git repository in which DVC keeps a finished run of another configuration than the default."""
+        stages = (self.folder / "dvc.yaml").read_text().replace("iconworld-clip", f"{config}-clip").replace("mini", config)
+        commands = re.sub(r"(cmd: snakemake.*)", rf"\1 --configfile config/{config}.yaml", stages)
+        (self.folder / "dvc.yaml").write_text(commands)
+        (self.folder / ".gitignore").write_text("/results/*\n.snakemake/\n/.cache/\n__pycache__/\n")
+        self.run("git", "init", "--quiet")
+        self.run("dvc", "commit", "--force")
 
 
 class Plan:

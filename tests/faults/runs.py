@@ -1,0 +1,254 @@
+"""Snakemake runs that are watched from outside and killed, and what their results are compared by."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+POLL = 0.02  # seconds between two looks at the processes
+REPORT = "report"
+BETWEEN = "between jobs"
+KILLED = "killed (signal 9)"
+JOB = "SIGKILL of a job alone"
+SNAKEMAKE = "SIGKILL of Snakemake alone"
+ALL = "SIGKILL of Snakemake and its jobs"
+
+
+@dataclass(frozen=True)
+class Job:
+    """The main process of a step at work."""
+
+    pid: int
+    step: str
+
+
+@dataclass(frozen=True)
+class Injected:
+    """A fault, what it hit, and what came of it: one line of the count."""
+
+    fault: str
+    stage: str
+    others: tuple[str, ...] = ()  # at work at the same time, and killed with it
+
+
+class Run:
+    """`snakemake` at work in a project, with its jobs in a session of their own."""
+
+    def __init__(self, project: Any, config: str, *targets: str) -> None:
+        command = (sys.executable, "-m", "snakemake", "--cores", "2", *targets, "--configfile", f"config/{config}.yaml")
+        self.output = project.folder / f"{config}.{time.monotonic_ns()}.out"
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                cwd=project.folder,
+                env=project.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def text(self) -> str:
+        """What Snakemake has said so far."""
+        return self.output.read_text(errors="replace")
+
+    @property
+    def over(self) -> bool:
+        """Whether Snakemake has ended."""
+        return self.process.poll() is not None
+
+    def jobs(self) -> list[Job]:
+        """The steps at work in this session; helpers that a step has forked are part of it."""
+        found = {pid: (parent, _step(pid)) for pid, parent in _session(self.process.pid)}
+        steps = {pid: step for pid, (_, step) in found.items() if step}
+        return [Job(pid, step) for pid, step in sorted(steps.items()) if found[pid][0] not in steps]
+
+    def wait(self, seconds: float = 600) -> int:
+        """Snakemake's exit status; what is left of its session is killed if it does not end in time."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill_all()
+            raise
+
+    def kill_all(self) -> None:
+        """SIGKILL to Snakemake and all its jobs, as a power cut would do."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        while self.jobs():
+            time.sleep(POLL)
+
+    def kill_snakemake(self) -> None:
+        """SIGKILL to Snakemake alone; its jobs live on."""
+        self.process.kill()
+        self.process.wait()
+
+
+def _session(leader: int) -> Iterator[tuple[int, int]]:
+    """Processes of a session, each with its parent; ended ones that nobody has waited for are left out."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError, IndexError):
+            # The program's name, in brackets, may hold anything.
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            state, parent, session = fields[0], int(fields[1]), int(fields[3])
+            if session == leader and state != "Z":
+                yield int(folder.name), parent
+
+
+def _step(pid: int) -> str | None:
+    """The step that a process is, by its command line."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return None
+    if len(words) > 2 and words[1].endswith("/saferclip"):
+        return words[2]
+    return REPORT if "--report" in words[1:4] and "snakemake" in words[1] else None
+
+
+class Killer:
+    """Starts a run again and again, and kills it at moments that a seed decides, until every step has been hit."""
+
+    def __init__(self, project: Any, config: str, durations: dict[str, float], seed: int) -> None:
+        self.project = project
+        self.config = config
+        self.durations = durations
+        self.random = Random(seed)
+        self.injected: list[Injected] = []
+        self.passed: set[str] = set()  # steps that were at work once; some of them have ended unharmed
+
+    @property
+    def hit(self) -> set[str]:
+        """Steps that were killed."""
+        killed = [fault for fault in self.injected if fault.fault != SNAKEMAKE]
+        return {stage for fault in killed for stage in (fault.stage, *fault.others)} - {BETWEEN}
+
+    def kill_times(self, count: int) -> None:
+        """Kill the run ``count`` times: once in each step, in the order of the run, and at any other moment between."""
+        steps = len(self.durations)
+        anywhere = [True] * max(0, count - steps) + [False] * (steps - 1)
+        self.random.shuffle(anywhere)
+        for free in [*anywhere, False]:  # the last one may be the last step's
+            missed = self.passed - self.hit
+            again = () if free or not missed else ("--forcerun", sorted(missed)[0].replace("-", "_"))
+            run = Run(self.project, self.config, *again)
+            job = self._wait_anywhere(run) if free else self._wait_for_new(run)
+            if run.over:
+                raise AssertionError(f"the run ended by itself after {self.injected}:\n{run.text[-2000:]}")
+            self._kill(run, job, [JOB, SNAKEMAKE, ALL] if free else [JOB, ALL])
+
+    def _jobs(self, run: Run) -> list[Job]:
+        jobs = run.jobs()
+        self.passed |= {job.step for job in jobs}
+        return jobs
+
+    def _wait_anywhere(self, run: Run) -> Job | None:
+        """Any moment from the start on, but not so late that the run ends by itself."""
+        end = time.monotonic() + self.random.uniform(0, 8)
+        while time.monotonic() < end and not run.over and REPORT not in {job.step for job in self._jobs(run)}:
+            time.sleep(POLL)
+        return next(iter(self._jobs(run)), None)
+
+    def _wait_for_new(self, run: Run) -> Job | None:
+        """A moment within a step that has not been hit yet."""
+        while not run.over:
+            for job in self._jobs(run):
+                if job.step not in self.hit:
+                    return self._wait_within(run, job)
+            time.sleep(POLL)
+        return None
+
+    def _wait_within(self, run: Run, job: Job) -> Job:
+        """Wait a random part of the time that the step takes, and not until it is over."""
+        end = time.monotonic() + self.random.uniform(0, 0.7) * self.durations[job.step]
+        while time.monotonic() < end and job in self._jobs(run):
+            time.sleep(POLL)
+        return job
+
+    def _kill(self, run: Run, job: Job | None, ways: Sequence[str]) -> None:
+        """Kill in one of these ways; note what was hit."""
+        way = self.random.choice(ways)
+        if way == JOB and job and job.step != REPORT and self._kill_job(run, job):
+            return
+        alive = [at_work.step for at_work in self._jobs(run)]
+        stage = job.step if job and job.step in alive else next(iter(alive), BETWEEN)
+        if way == SNAKEMAKE:
+            run.kill_snakemake()  # its jobs live on, and may write while the next run does
+            self.injected.append(Injected(SNAKEMAKE, stage))
+        else:
+            run.kill_all()
+            self.injected.append(Injected(ALL, stage, tuple(sorted(set(alive) - {stage}))))
+
+    def _kill_job(self, run: Run, job: Job) -> bool:
+        """Kill one job, and see Snakemake stop and say so; False if it was not there any more."""
+        if job not in run.jobs():
+            return False
+        os.kill(job.pid, signal.SIGKILL)
+        assert run.wait() != 0, run.text[-3000:]
+        assert KILLED in run.text, run.text[-3000:]
+        self.injected.append(Injected(JOB, job.step))
+        return True
+
+
+def durations(run: Run) -> dict[str, float]:
+    """Watch a run to its end; how long the shortest job of each step took, in seconds."""
+    started: dict[Job, float] = {}
+    took: dict[str, float] = {}
+    while not run.over:
+        now, alive = time.monotonic(), set(run.jobs())
+        for job in alive - started.keys():
+            started[job] = now
+        for job in started.keys() - alive:
+            seconds = now - started.pop(job)
+            took[job.step] = min(seconds, took.get(job.step, seconds))
+        time.sleep(POLL)
+    assert run.wait() == 0, run.text[-6000:]
+    return took
+
+
+def products(run: Path) -> dict[str, Any]:
+    """Every file that a run made, by its name, without what differs between two runs by nature. That is
+
+    * ``logs/`` and ``*.log``, ``*.tsv``: when what was done, how long it took, how much memory it had;
+    * ``seconds`` and other measures of time in ``record.json``, ``quadruples_per_second`` in ``steps.csv``;
+    * of ``report.html`` all but its figures and tables: the page tells dates and durations.
+
+    Everything else is compared byte for byte, names of files included, hidden ones too.
+    """
+    return {
+        str(file.relative_to(run)): _content(file)
+        for file in sorted(run.rglob("*"))
+        if file.is_file() and file.relative_to(run).parts[0] != "logs" and file.suffix not in (".log", ".tsv")
+    }
+
+
+def _content(file: Path) -> Any:
+    if file.name == "record.json":
+        record = json.loads(file.read_text())
+        return {name: value for name, value in record.items() if name != "seconds"}
+    if file.name == "steps.csv":
+        with file.open(newline="") as rows:
+            return [{**row, "quadruples_per_second": None} for row in csv.DictReader(rows)]
+    if file.name == "report.html":
+        results = re.search(r"var results = (\{.*?\});\n", file.read_text(), re.DOTALL)
+        assert results, f"{file} is not whole"
+        return {name: result["data_uri"] for name, result in json.loads(results[1]).items()}
+    return file.read_bytes()
+
+
+def scratch(folder: Path) -> list[str]:
+    """What killed writers have left below a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob(".*.partial"))

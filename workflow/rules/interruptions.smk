@@ -1,0 +1,39 @@
+"""What a run does about an earlier one that was killed, and what it says of a killed job."""
+
+import fcntl
+import os
+from contextlib import suppress
+
+# A job that is killed cannot say so itself. Bash, which waits for it, has 128 + 9 as its status then.
+shell.prefix(
+    "set -euo pipefail; trap 'if [ $? -eq 137 ]; then echo \"The step was killed (signal 9), most often because memory"
+    " ran out: see the log of the system or of SLURM, close other programs, run fewer jobs at a time (--cores), or give"
+    " the rule more memory (mem_mb). Nothing that was finished is lost; start again.\" >&2; fi' EXIT; "
+)
+
+
+def hold_run_lock():
+    """Note on the disk that a Snakemake is alive here; the first one removes the locks of killed ones.
+
+    Snakemake's own locks name no process, so they outlive a kill and would have to be removed by `snakemake --unlock`
+    each time. This lock ends with its process, so whoever gets it alone knows that all others are dead.
+    """
+    try:
+        os.makedirs(".snakemake", exist_ok=True)
+        held = os.open(".snakemake/running", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:
+        return None  # a folder that cannot be written, of which Snakemake has more to say
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        pass  # another one is alive, or this file system has no such locks: Snakemake's own locks decide
+    else:
+        for stale in Path(".snakemake/locks").glob("*.lock"):
+            stale.unlink(missing_ok=True)
+            logger.warning(f"Removed {stale}, left by a Snakemake that was killed.")
+    with suppress(OSError):
+        fcntl.flock(held, fcntl.LOCK_SH)  # held until this process ends
+    return held
+
+
+RUN_LOCK = hold_run_lock() if workflow.is_main_process else None
