@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +15,15 @@ from torch import Tensor
 
 from saferclip import adapters, io, models
 from saferclip.config import LossWeights
-from saferclip.mining import embedding, nearest
+from saferclip.mining import embedding
 from saferclip.training import inputs, losses, selection, train
 from saferclip.training.inputs import Images
 from saferclip.training.losses import TERMS, References
 from saferclip.training.train import Tuner
 
-ROWS, HELD_OUT = 13, 6
+ROWS = 13
 SAFE_GAPS, UNSAFE_GAPS = [0, 4, 11], [1, 4, 5, 6, 12]
 PER_EXAMPLE = {name: 0.0 if name.startswith("preservation_cross") else 1.0 for name in TERMS}
-
-
-def withhold(path: Path, safe: list[int], unsafe: list[int]) -> None:
-    """Take the images of some rows out of a table."""
-    rows = io.read_table(path).to_pylist()
-    for number, row in enumerate(rows):
-        row["safe_image"] = None if number in safe else row["safe_image"]["bytes"]
-        row["unsafe_image"] = None if number in unsafe else row["unsafe_image"]["bytes"]
-    io.write_table(path, rows)
-
-
-@pytest.fixture
-def incomplete(vit_material: Any) -> Callable[..., Any]:
-    """A function (safe gaps, unsafe gaps) -> material whose training and validation rows lack these images."""
-
-    def make(safe: list[int], unsafe: list[int]) -> Any:
-        withhold(vit_material.train, safe, unsafe)
-        withhold(vit_material.validation, [row for row in safe if row < HELD_OUT], [u for u in unsafe if u < HELD_OUT])
-        settings = embedding.MiningSettings(block_size=8, batch_size=8)
-        folder = vit_material.embeddings.parent
-        embedding.embed(settings, vit_material.base_model, vit_material.train, vit_material.validation, folder)
-        nearest.mine(settings, vit_material.train, folder / embedding.FILE, folder)
-        return vit_material
-
-    return make
 
 
 def tuner_of(material: Any, **changes: Any) -> tuple[Tuner, inputs.Split, References]:

@@ -181,7 +181,7 @@ def _leave_signals_to_training(_worker: int) -> None:
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Around all that happens while images are decoded: raises DataError if a decoding process is killed.
+    """Around all that happens while images are decoded: raises DataError if a decoding process dies.
 
     torch says so wherever the main process happens to be.
     """
@@ -192,9 +192,9 @@ def decoding() -> Iterator[None]:
         if not reason.startswith("DataLoader worker"):
             raise
         raise io.DataError(
-            f"a process that decodes images was killed ({reason}); most likely the machine, or the job, ran out of "
-            "memory or of shared memory (/dev/shm): ask for more memory, or for fewer threads, of which each decodes "
-            "images. The run's state is kept: start again to go on"
+            f"a process that decodes images is gone ({reason}); unless it says why above, it was most likely killed "
+            "because the machine, or the job, ran out of memory or of shared memory (/dev/shm): ask for more memory, or "
+            "for fewer threads, of which each decodes images. The run's state is kept: start again to go on"
         ) from error
 
 

@@ -48,6 +48,8 @@ class Tuner:
         micro-batch.  Terms in which no row takes part have no number.  None of this depends on how many processes
         share the batch.
         """
+        if not len(rows):
+            return  # an epoch whose steps were all taken before an interruption
         method, optimisation = self.settings.method, self.settings.optimisation
         micro_batch = math.ceil(optimisation.batch_size / optimisation.accumulation)
         batches = [torch.split(batch, micro_batch) for batch in torch.split(rows, optimisation.batch_size)]
