@@ -3,20 +3,23 @@
 Embeddings are float tensors of unit rows, shape (items, dim), on the CPU.  Shares are in percent.
 Ties always count against the model: an item as similar to the query as the correct one ranks
 before it.  So that a tie is a tie whatever the block size, thread count or machine, similarities
-are computed exactly (see ``_fixed_point``).
+are computed exactly (see ``saferclip.similarity``).
 
 Means per class and the bootstrap live in ``saferclip.statistics``, where figures use them without torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import log
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from saferclip.similarity import fixed_point, search
+
+ROWS = 4096  # worked on at once where there is nothing to search
 
 
 class TopK(NamedTuple):
@@ -28,19 +31,17 @@ class TopK(NamedTuple):
 
 def similarities(left: Tensor, right: Tensor) -> Tensor:
     """Cosine of each row with its counterpart: two tensors (items, dim) to float64 (items,)."""
-    return (_fixed_point(left) * _fixed_point(right)).sum(dim=-1)
+    parts = zip(torch.split(left, ROWS), torch.split(right, ROWS), strict=True)
+    return torch.cat([(fixed_point(one) * fixed_point(other)).sum(dim=-1) for one, other in parts])
 
 
 def count_at_least(queries: Tensor, gallery: Tensor, threshold: Tensor, block_size: int) -> Tensor:
     """How many gallery items are at least as similar to each query as its threshold.
 
     ``queries`` (n, dim), ``gallery`` (m, dim), ``threshold`` (n,) to int64 (n,).  Memory is that of
-    one block of ``block_size`` x ``block_size`` similarities.
+    a few blocks of ``block_size`` x ``block_size`` similarities.
     """
-    counts = torch.zeros(len(queries), dtype=torch.int64)
-    for rows, _, block in _blocks(queries, gallery, block_size):
-        counts[rows] += (block >= threshold[rows, None]).sum(dim=1)
-    return counts
+    return search(queries, gallery, block_size, threshold=threshold).at_least
 
 
 def ranks(queries: Tensor, gallery: Tensor, correct: Tensor, block_size: int) -> Tensor:
@@ -58,24 +59,14 @@ def top_k(queries: Tensor, gallery: Tensor, k: int, block_size: int) -> TopK:
 
     Raises ValueError if the gallery has fewer than ``k`` items.
     """
-    if k > len(gallery):
-        raise ValueError(f"top {k} of a gallery of {len(gallery)} items")
-    best = TopK(
-        torch.full((len(queries), k), -torch.inf, dtype=torch.float64),
-        torch.full((len(queries), k), -1, dtype=torch.int64),
-    )
-    for rows, start, block in _blocks(queries, gallery, block_size):
-        columns = torch.arange(start, start + block.shape[1]).expand_as(block)
-        # Items found earlier come first, so that they win ties.
-        values = torch.cat([best.similarity[rows], block], dim=1)
-        indices = torch.cat([best.position[rows], columns], dim=1)
-        for place in range(k):
-            # torch.topk leaves the order of ties open; max takes the first.
-            value, position = values.max(dim=1, keepdim=True)
-            best.similarity[rows, place] = value[:, 0]
-            best.position[rows, place] = indices.gather(1, position)[:, 0]
-            values.scatter_(1, position, -torch.inf)
-    return best
+    found = search(queries, gallery, block_size, k)
+    return TopK(found.similarity, found.position)
+
+
+def ranks_and_top(queries: Tensor, gallery: Tensor, correct: Tensor, k: int, block_size: int) -> tuple[Tensor, TopK]:
+    """``ranks`` and ``top_k`` of one comparison of all queries with all items."""
+    found = search(queries, gallery, block_size, k, similarities(queries, gallery[correct]))
+    return found.at_least, TopK(found.similarity, found.position)
 
 
 def recall_at(ranks: Tensor, k: int) -> float:
@@ -153,22 +144,3 @@ def uniformity(embeddings: Tensor, block_size: int) -> float:
                 potentials.fill_diagonal_(0)
             total += float(potentials.sum())
     return log(total / (count * (count - 1)))
-
-
-def _fixed_point(embeddings: Tensor) -> Tensor:
-    """Round to multiples of 2^-24, in float64.
-
-    Products are then multiples of 2^-48 and sums of them stay below 2^4, so that float64 represents
-    every partial sum of a dot product: the result is exact, in any order of summation.  The rounding
-    is below the precision of float32 unit vectors.
-    """
-    return (embeddings.double() * 2**24).round() / 2**24
-
-
-def _blocks(queries: Tensor, gallery: Tensor, size: int) -> Iterator[tuple[slice, int, Tensor]]:
-    """Yield (rows of the queries, first column, block of exact similarities), row of blocks by row."""
-    left, right = _fixed_point(queries), _fixed_point(gallery)
-    for row in range(0, len(left), size):
-        rows = slice(row, min(row + size, len(left)))
-        for column in range(0, len(right), size):
-            yield rows, column, left[rows] @ right[column : column + size].T

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saferclip import metrics
+from saferclip import metrics, similarity
 from saferclip.evaluation.result import rank_rows
 
 
@@ -52,8 +52,7 @@ def search_for_one(
     direction: str, queries: Tensor, query_ids: Sequence[str], gallery: Gallery, correct: Tensor, block_size: int
 ) -> Hits:
     """Search for one correct item per query, at position ``correct`` (queries,) of the gallery."""
-    ranks = metrics.ranks(queries, gallery.embeddings, correct, block_size)
-    best = metrics.top_k(queries, gallery.embeddings, min(2, len(gallery.ids)), block_size)
+    ranks, best = metrics.ranks_and_top(queries, gallery.embeddings, correct, min(2, len(gallery.ids)), block_size)
     # The correct item loses ties, so it is the top item only where its rank says so.
     tied = (best.position[:, 0] == correct) & (ranks > 1)
     place = torch.where(tied, best.position.shape[1] - 1, 0)[:, None]
@@ -72,7 +71,12 @@ def search_for_safe(
 ) -> Hits:
     """Search where any safe item is correct; the rank is that of the first safe item."""
     unsafe, safe = gallery.embeddings[: gallery.unsafe], gallery.embeddings[gallery.unsafe :]
-    best_safe = metrics.top_k(queries, safe, 1, block_size).similarity[:, 0]
-    ranks = 1 + metrics.count_at_least(queries, unsafe, best_safe, block_size)
-    best = metrics.top_k(queries, gallery.embeddings, 1, block_size)
-    return Hits(direction, query_ids, gallery, ranks, best.position[:, 0], best.similarity[:, 0])
+    best = similarity.search(queries, safe, block_size, 1)
+    first, value = gallery.unsafe + best.position[:, 0], best.similarity[:, 0]
+    worse = similarity.search(queries, unsafe, block_size, min(1, gallery.unsafe), threshold=value)
+    if gallery.unsafe:
+        # An unsafe item that reaches the best safe one is before it.
+        misled = worse.at_least > 0
+        first = torch.where(misled, worse.position[:, 0], first)
+        value = torch.where(misled, worse.similarity[:, 0], value)
+    return Hits(direction, query_ids, gallery, 1 + worse.at_least, first, value)

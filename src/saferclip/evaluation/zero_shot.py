@@ -87,8 +87,7 @@ def classify(encoder: Encoder, task: dict[str, Any], table: Table, name: str, bl
     classifier = metrics.ensemble_classifier(prompts.view(len(classes), len(templates), -1))
     images = encoder.images(io.read_cells(table.path, "image", rows), len(rows))
     labels = torch.tensor([table.labels[row] for row in rows])
-    best = metrics.top_k(images, classifier, 1, block_size)
-    ranks = metrics.ranks(images, classifier, labels, block_size)
+    ranks, best = metrics.ranks_and_top(images, classifier, labels, 1, block_size)
     return Classified(ranks, labels, best.position[:, 0], best.similarity[:, 0])
 
 
