@@ -249,13 +249,19 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
         temporary.chmod(mode)
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read safetensors, or raise DataError naming the file."""
-    from safetensors import SafetensorError
+def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+    """Read safetensors, or only those of these names; raises DataError naming the file, and a name that it lacks."""
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        if names is None:
+            return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            there = set(file.keys())
+            if missing := [name for name in names if name not in there]:
+                raise DataError(f"{path}: tensor {missing[0]!r} is missing; make the file again")
+            return {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be read as safetensors: {error}") from error
 

@@ -71,6 +71,7 @@ from saferclip.config.tools import (
 )
 from saferclip.config.training import (
     KINDS_OF_METHOD,
+    ApproximateSettings,
     LoraSettings,
     LossWeights,
     Method,
@@ -86,6 +87,7 @@ __all__ = [
     "ADVICE",
     "KINDS_OF_METHOD",
     "SOURCES",
+    "ApproximateSettings",
     "BaseModelSettings",
     "BaseModelTrainingSettings",
     "BenchmarkImages",

@@ -10,11 +10,21 @@ from saferclip.config.base import Distinct, Positive, Settings, Share
 from saferclip.config.models import BaseModelSettings
 
 
+class ApproximateSettings(Settings):
+    """How well an approximate index has to search; it needs faiss."""
+
+    recall: float = Field(gt=0, lt=1, description="share of a sample of captions that must find their true nearest")
+    sample: Positive = Field(description="captions searched exactly, to tune the index, and as many to check it")
+
+
 class MiningSettings(Settings):
-    """How the frozen embeddings are computed and searched; no result depends on it."""
+    """How the frozen embeddings are computed and searched; only what ``approximate`` misses changes a result."""
 
     block_size: Positive = Field(description="rows of one similarity block; memory is its square")
     batch_size: Positive = Field(description="inputs encoded at once")
+    approximate: ApproximateSettings | None = Field(
+        default=None, description="an index for millions of captions; left out: the search is exact"
+    )
 
 
 class LoraSettings(Settings):

@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saferclip import io, metrics
+from saferclip import io, metrics, similarity
 from saferclip.config import MiningSettings
+from saferclip.mining import approximate
 
 DIFFICULTIES = ("easy", "medium", "hard")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -30,28 +31,33 @@ def mine(settings: MiningSettings, train: Path, embeddings: Path, output: Path) 
     """Write ``neighbours.parquet`` (one row for each unsafe caption) and ``summary.json``.
 
     Only the training table is read, and only training rows' embeddings.  Raises DataError if the
-    table holds rows of another split, an id twice, or does not match the embeddings.
+    table holds rows of another split, an id twice, or does not match the embeddings, or these hold
+    values that are no numbers.
     """
     ids = read_training_ids(train)
-    frozen = io.read_tensors(embeddings)
-    safe, unsafe = frozen["train.safe_caption"], frozen["train.unsafe_caption"]
+    safe, unsafe = read_captions(embeddings)
     if not len(ids) == len(safe) == len(unsafe):
         raise io.DataError(f"{embeddings}: {len(safe)} embedded rows, but {train} has {len(ids)}; embed it again")
-    target, similarity = nearest(unsafe, safe, ids, settings.block_size)
+    described: dict[str, Any] = {}
+    if settings.approximate is None:
+        target, cosines = nearest(unsafe, safe, ids, settings.block_size)
+    else:
+        found = approximate.nearest(settings.approximate, unsafe, safe, ids, settings.block_size)
+        target, cosines, described = found.target, found.similarity, {"approximate": found.description}
     paired = metrics.similarities(unsafe, safe)
-    difficulty = terciles(similarity, ids)
+    difficulty = terciles(cosines, ids)
     rows = [
         {
             "unsafe_id": ids[row],
             "safe_id": ids[target[row]],
-            "similarity": float(similarity[row]),
+            "similarity": float(cosines[row]),
             "paired_similarity": float(paired[row]),
             "difficulty": int(difficulty[row]),
         }
         for row in range(len(ids))
     ]
     io.write_table(output / "neighbours.parquet", rows)
-    summary = summarise(rows)
+    summary = summarise(rows) | described
     io.write_json(output / "summary.json", summary)
     logger.info("mean similarity: nearest %.3f, paired %.3f", summary["nearest"]["mean"], summary["paired"]["mean"])
 
@@ -69,20 +75,31 @@ def read_training_ids(train: Path) -> list[str]:
     return ids
 
 
+def read_captions(embeddings: Path) -> tuple[Tensor, Tensor]:
+    """Embedded safe and unsafe training captions: the rest of the file stays on disk."""
+    names = ("train.safe_caption", "train.unsafe_caption")
+    frozen = io.read_tensors(embeddings, names)
+    for name, rows in frozen.items():
+        # A sum is no number if one of its terms is none, and needs no memory.
+        if not rows.sum().isfinite():
+            raise io.DataError(f"{embeddings}: {name} holds values that are no numbers; embed it again")
+    return frozen[names[0]], frozen[names[1]]
+
+
 def nearest(queries: Tensor, gallery: Tensor, ids: Sequence[str], block_size: int) -> tuple[Tensor, Tensor]:
     """Row of the most similar gallery item for each query, and their cosine, in float64.
 
     ``queries`` (n, dim), ``gallery`` (m, dim), ``ids`` of the m gallery items; of equally similar
-    items the one with the smallest id.  Memory is that of one block, whatever n and m are.
+    items the one with the smallest id.  Memory is that of a few blocks and of one copy of the gallery.
     """
     by_id = torch.tensor(sorted(range(len(ids)), key=ids.__getitem__))
-    best = metrics.top_k(queries, gallery[by_id], 1, block_size)
-    return by_id[best.position[:, 0]], best.similarity[:, 0]
+    best = similarity.search(queries, gallery, block_size, 1, order=by_id)
+    return best.position[:, 0], best.similarity[:, 0]
 
 
-def terciles(similarity: Tensor, ids: Sequence[str]) -> Tensor:
+def terciles(cosines: Tensor, ids: Sequence[str]) -> Tensor:
     """Difficulty by rank of similarity: 0 the most similar third, then 1, then 2; ties by id.  Shape (n,)."""
-    order = sorted(range(len(ids)), key=lambda row: (-float(similarity[row]), ids[row]))
+    order = sorted(range(len(ids)), key=lambda row: (-float(cosines[row]), ids[row]))
     difficulty = torch.empty(len(ids), dtype=torch.int64)
     difficulty[torch.tensor(order)] = torch.arange(len(ids)) * 3 // len(ids)
     return difficulty
@@ -90,17 +107,17 @@ def terciles(similarity: Tensor, ids: Sequence[str]) -> Tensor:
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What mining changed: similarities of paired and nearest targets, and how often they are the same."""
-    similarity = np.array([row["similarity"] for row in rows])
+    cosines = np.array([row["similarity"] for row in rows])
     difficulty = np.array([row["difficulty"] for row in rows])
     own = [row["safe_id"] == row["unsafe_id"] for row in rows]
     return {
         "unsafe_captions": len(rows),
         "different_targets": len({row["safe_id"] for row in rows}),
         "nearest_is_pair_share": 100 * sum(own) / len(rows),
-        "nearest": _distribution(similarity),
+        "nearest": _distribution(cosines),
         "paired": _distribution(np.array([row["paired_similarity"] for row in rows])),
         "difficulty": {
-            name: {"count": int((difficulty == level).sum()), **_range(similarity[difficulty == level])}
+            name: {"count": int((difficulty == level).sum()), **_range(cosines[difficulty == level])}
             for level, name in enumerate(DIFFICULTIES)
         },
     }
