@@ -193,8 +193,8 @@ def decoding() -> Iterator[None]:
             raise
         raise io.DataError(
             f"a process that decodes images is gone ({reason}); unless it says why above, it was most likely killed "
-            "because the machine, or the job, ran out of memory or of shared memory (/dev/shm): ask for more memory, or "
-            "for fewer threads, of which each decodes images. The run's state is kept: start again to go on"
+            "because the machine, or the job, ran out of memory or of shared memory (/dev/shm): ask for more memory, "
+            "or for fewer threads, of which each decodes images. The run's state is kept: start again to go on"
         ) from error
 
 
