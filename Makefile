@@ -62,6 +62,7 @@ lock:
 artifacts: environment
 	dvc commit --force mini
 	dvc push
+	saferclip verify artifacts
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

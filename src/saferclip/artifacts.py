@@ -31,12 +31,11 @@ class Expected:
         self.files.setdefault(name, []).append(path)
 
 
-def verify(store: Path, lock: Path) -> str:
+def verify(store: Path, lock: Path, cache: bool) -> str:
     """Hash every object of a store, a folder such as ``.dvc/cache`` or ``artifacts``, and say what is there.
 
-    An output of ``lock`` of which nothing is in the store is no fault: it may be in another.
-    Raises DataError naming every damaged object and every one that is missing from an output's list, with the paths
-    that they are and what to delete.
+    Of an output of ``lock``, nothing or everything must be there; in a cache everything, if the output is in its place.
+    Raises DataError naming every object that is damaged or missing, with the paths that it is and what to delete.
     """
     files = sorted((store / "files/md5").glob("??/*"))
     objects = {_name(file): file for file in files if OBJECT.fullmatch(_name(file))}
@@ -44,15 +43,16 @@ def verify(store: Path, lock: Path) -> str:
         raise io.DataError(f"{store}: no objects of DVC (files/md5/) are here; the cache is .dvc/cache: dvc fetch")
     damaged = {name for name, file in objects.items() if _md5(file) != name.removesuffix(LIST)}
     expected = _expected(lock, {name: file for name, file in objects.items() if name not in damaged})
-    missing = expected.files.keys() - objects.keys() - set(expected.absent)
+    absent = [name for name in expected.absent if not (cache and _in_place(expected, name, lock))]
+    missing = expected.files.keys() - objects.keys() - set(absent)
     problems = [f"damaged: {objects[name]}: {_paths(expected, name)}" for name in sorted(damaged)]
     problems += [f"missing: {_file(store, name)}: {_paths(expected, name)}" for name in sorted(missing)]
     if problems:
         lists = {objects[name] for wrong in damaged | missing for name in expected.lists.get(wrong, [])}
         raise io.DataError(_message(store, problems, sorted({objects[name] for name in damaged} | lists)))
     size = sum(file.stat().st_size for file in objects.values())
-    absent = [f"\nnot here: {_paths(expected, name)} ({_file(store, name)})" for name in expected.absent]
-    return f"{store}: {len(objects)} objects, {size / 1e6:.1f} MB, all as their names say" + "".join(absent)
+    elsewhere = "".join(f"\nnot here: {_paths(expected, name)} ({_file(store, name)})" for name in absent)
+    return f"{store}: {len(objects)} objects, {size / 1e6:.1f} MB, all as their names say{elsewhere}"
 
 
 def _expected(lock: Path, whole: Mapping[str, Path]) -> Expected:
@@ -76,6 +76,10 @@ def _outputs(lock: Path) -> Iterator[tuple[str, str]]:
         yield from [(str(out["path"]), str(out["md5"])) for stage in stages.values() for out in stage["outs"]]
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise io.DataError(f"{lock}: not a lock file of DVC; take it from Git: git checkout {lock}") from error
+
+
+def _in_place(expected: Expected, name: str, lock: Path) -> bool:
+    return any((lock.parent / path).exists() for path in expected.files[name])
 
 
 def _listed(file: Path) -> list[tuple[str, str]]:

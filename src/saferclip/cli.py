@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from saferclip import signals
+from saferclip import escaping, signals
 
 if TYPE_CHECKING:
     from saferclip.config import Settings
@@ -50,7 +50,7 @@ class Steps(click.Group):
         except Exception as error:
             if not _mendable(error):
                 raise
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {escaping.lines(str(error))}", err=True)  # names in it may be a stranger's
             ctx.exit(1)
 
 
@@ -502,13 +502,13 @@ def pin(names: tuple[str, ...], table: Path, folder: Path | None) -> None:
 
 
 @main.command()
-@click.argument("store", type=FOLDER, default=Path(".dvc/cache"))
+@click.argument("store", type=FOLDER, required=False)
 @click.option("--lock", type=FILE, default=Path("dvc.lock"), help="which versions there are [dvc.lock]")
-def verify(store: Path, lock: Path) -> None:
+def verify(store: Path | None, lock: Path) -> None:
     """Hash the objects of DVC's cache, or of a remote that is a folder."""
     from saferclip import artifacts
 
-    click.echo(artifacts.verify(store, lock))
+    click.echo(artifacts.verify(store or Path(".dvc/cache"), lock, cache=store is None))
 
 
 if __name__ == "__main__":

@@ -136,14 +136,8 @@ def test_chosen_learning_rates_come_into_the_report(tiny: Any) -> None:
 @pytest.fixture(scope="module")
 def pulled(tiny: Any, project_copy: Any) -> Iterator[Any]:
     """A clone of the tiny project, with what `dvc pull` brings and nothing else."""
-    stages = (tiny.folder / "dvc.yaml").read_text()
-    stages = stages.replace("iconworld-clip", "tiny-clip").replace("mini", "tiny")
-    commands = re.sub(r"(cmd: snakemake.*)", r"\1 --configfile config/tiny.yaml", stages)
-    (tiny.folder / "dvc.yaml").write_text(commands)
-    (tiny.folder / ".gitignore").write_text("/results/*\n.snakemake/\n/.cache/\n__pycache__/\n")
     identity = ("-c", "user.name=test", "-c", "user.email=test@example.org")
-    tiny.run("git", "init", "--quiet")
-    tiny.run("dvc", "commit", "--force")
+    tiny.version("tiny")
     tiny.run("dvc", "push")
     tiny.run("git", "add", "--all")
     tiny.run("git", *identity, "commit", "--quiet", "--message", "results")
