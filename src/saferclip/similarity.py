@@ -21,6 +21,8 @@ LONGEST = 3.0  # length of a row up to which float64 holds every partial sum of 
 CACHED = 512  # rows in float64 that are worked on at once, so that they stay in the processor's cache
 # If this share of a block matters, all of it is computed exactly, which is then faster than to gather pairs.
 MANY = 1 / 64
+# If so many pairs of a query and a block are undecided in bfloat16, float32 decides most of them faster.
+UNDECIDED = 8
 
 
 class Found(NamedTuple):
@@ -67,9 +69,7 @@ def search(
     """
     if k > len(gallery):
         raise ValueError(f"top {k} of a gallery of {len(gallery)} items")
-    # Ranks lie amid the gallery, where an error of bfloat16's size would leave thousands of pairs undecided.
-    dtype = precision or (fastest() if threshold is None else torch.float32)
-    items = _Items(gallery, order, dtype, block_size)
+    items = _Items(gallery, order, precision or fastest(), block_size)
     parts = []
     with _precision_as_asked():
         for rows in _slices(max(len(queries), 1), block_size):
@@ -88,6 +88,26 @@ class _Rounded(NamedTuple):
     error: float  # length of the largest difference
 
 
+def _float32_error(length: float, dim: int) -> float:
+    """How far a row in float32 can be from fixed point: half a step of each in every number."""
+    return ROUNDING[torch.float32] * (dim**0.5 + length)
+
+
+def _error(queries: _Rounded, items: _Rounded) -> float:
+    """By how much a product can differ from the exact similarity, whichever query and item it is of.
+
+    With q' and g' the rounded rows, q.g - q'.g' = (q - q').g + q'.(g - g'), to which come the rounding of each
+    of dim sums, in float32, and that of the result (Higham 2002, section 3.1).
+    """
+    dtype, dim = items.values.dtype, items.values.shape[1]
+    lengths = (queries.length + queries.error) * (items.length + items.error)
+    inputs = queries.error * items.length + (queries.length + queries.error) * items.error
+    sums = dim * ROUNDING[torch.float32] / (1 - dim * ROUNDING[torch.float32])
+    result = 0.0 if dtype == torch.float32 else 1.01 * ROUNDING[dtype]
+    # The rest is room for the rounding of the comparisons themselves.
+    return 1.001 * (inputs + lengths * (sums + result)) + 2.0**-20
+
+
 class _Items:
     """The gallery, rounded, in the order that decides between equals."""
 
@@ -104,19 +124,10 @@ class _Items:
         """Items at these places of the order, in fixed point."""
         return fixed_point(self.gallery[places if self.order is None else self.order[places]])
 
-    def error(self, queries: _Rounded) -> float:
-        """By how much a product can differ from the exact similarity, whichever query and item it is of.
-
-        With q' and g' the rounded rows, q.g - q'.g' = (q - q').g + q'.(g - g'), to which come the rounding of each
-        of dim sums, in float32, and that of the result (Higham 2002, section 3.1).
-        """
-        items, dim = self.rounded, self.rounded.values.shape[1]
-        lengths = (queries.length + queries.error) * (items.length + items.error)
-        inputs = queries.error * items.length + (queries.length + queries.error) * items.error
-        sums = dim * ROUNDING[torch.float32] / (1 - dim * ROUNDING[torch.float32])
-        result = 0.0 if items.values.dtype == torch.float32 else 1.01 * ROUNDING[items.values.dtype]
-        # The rest is room for the rounding of the comparisons themselves.
-        return 1.001 * (inputs + lengths * (sums + result)) + 2.0**-20
+    def in_float32(self, columns: slice) -> _Rounded:
+        """Items at these places of the order, as float32 holds them."""
+        values = self.gallery[columns if self.order is None else self.order[columns]].float()
+        return _Rounded(values, self.rounded.length, _float32_error(self.rounded.length, values.shape[1]))
 
 
 class _Part:
@@ -124,9 +135,9 @@ class _Part:
 
     def __init__(self, queries: Tensor, threshold: Tensor | None, items: _Items, k: int) -> None:
         self.items, self.k = items, k
-        self.queries = fixed_point(queries)
+        self.asked, self.queries = queries, fixed_point(queries)
         self.rounded = _rounded(queries, None, items.rounded.values.dtype)
-        self.error = items.error(self.rounded)
+        self.error = _error(self.rounded, items.rounded)
         self.similarity = torch.full((len(queries), k), -torch.inf, dtype=torch.float64)
         self.place = torch.full((len(queries), k), -1, dtype=torch.int64)
         self.threshold = threshold
@@ -150,7 +161,7 @@ class _Part:
         if self.threshold is not None:
             rows = (highest >= self.threshold.float() - self.error).nonzero()[:, 0]
             if len(rows):
-                self._count(columns, rows, block[rows], self.threshold[rows])
+                self._count(columns, rows, block[rows], self.error)
 
     def _improve(self, columns: slice, rows: Tensor, block: Tensor, lowest: Tensor) -> None:
         """Put items of a block, (rows, columns), among the best of these queries."""
@@ -182,23 +193,33 @@ class _Part:
             self.place[rows, rank] = place.gather(1, position)[:, 0]
             similarity.scatter_(1, position, -torch.inf)
 
-    def _count(self, columns: slice, rows: Tensor, block: Tensor, threshold: Tensor) -> None:
+    def _count(self, columns: slice, rows: Tensor, block: Tensor, error: float) -> None:
         """Count the items of a block, (rows, columns), that reach the threshold of these queries."""
-        lowest = _ceiling(threshold.float() - self.error, block.dtype)[:, None]
-        highest = _ceiling(threshold.float() + self.error, block.dtype)[:, None]
-        ones = torch.empty(block.shape)  # sums of floats are much faster than those of truth values
+        assert self.threshold is not None
+        threshold = self.threshold[rows]
+        lowest = _ceiling(threshold.float() - error, block.dtype)[:, None]
+        highest = _ceiling(threshold.float() + error, block.dtype)[:, None]
+        ones = torch.empty_like(block, dtype=torch.float32)  # sums of floats are much faster than of truth values
         certain = torch.ge(block, highest, out=ones).sum(dim=1).long()
-        possible = torch.ge(block, lowest, out=ones).sum(dim=1).long()
-        unsure = (certain < possible).nonzero()[:, 0]
-        if int((possible - certain).sum()) > MANY * block.numel():
-            self.at_least[rows] += (self._products(rows, columns) >= threshold[:, None]).sum(dim=1)
-            return
+        undecided = torch.ge(block, lowest, out=ones).sum(dim=1).long() - certain
+        if block.dtype != torch.float32 and (many := undecided > UNDECIDED).any():
+            self._count_in_float32(columns, rows[many])
+            certain[many] = undecided[many] = 0
+        elif int(undecided.sum()) > MANY * block.numel():
+            certain, undecided = (self._products(rows, columns) >= threshold[:, None]).sum(dim=1), undecided * 0
         self.at_least[rows] += certain
-        block = block[unsure]
-        pairs = ((block >= lowest[unsure]) & (block < highest[unsure])).nonzero(as_tuple=True)
-        asked = unsure[pairs[0]]
-        reached = self._similarities(rows[asked], columns.start + pairs[1]) >= threshold[asked]
-        self.at_least.index_add_(0, rows[asked], reached.long())
+        if len(left := undecided.nonzero()[:, 0]):
+            block = block[left]
+            pairs = ((block >= lowest[left]) & (block < highest[left])).nonzero(as_tuple=True)
+            asked = left[pairs[0]]
+            reached = self._similarities(rows[asked], columns.start + pairs[1]) >= threshold[asked]
+            self.at_least.index_add_(0, rows[asked], reached.long())
+
+    def _count_in_float32(self, columns: slice, rows: Tensor) -> None:
+        """Count with the product that leaves fewer pairs undecided."""
+        items, values = self.items.in_float32(columns), self.asked[rows].float()
+        queries = _Rounded(values, self.rounded.length, _float32_error(self.rounded.length, values.shape[1]))
+        self._count(columns, rows, torch.mm(values, items.values.T), _error(queries, items))
 
     def _products(self, rows: Tensor, columns: slice) -> Tensor:
         """Exact similarities of all of these queries and items."""
