@@ -9,7 +9,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 VENV := .venv
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: reproduce rehearse test lint format environment s3 lock artifacts clean
+.PHONY: reproduce rehearse faults test lint format environment s3 lock artifacts clean
 
 reproduce: environment
 	snakemake --cores all
@@ -17,6 +17,10 @@ reproduce: environment
 # The run at paper scale on small stand-ins for all data and models, from download to report: see CONTRIBUTING.md.
 rehearse: environment
 	python tests/rehearsal/run.py
+
+# Every fault of docs/reliability.md, with a hundred kills instead of twenty; prints what it injected and where.
+faults: environment
+	SAFERCLIP_KILLS=100 pytest tests/faults
 
 test: lint s3
 	pytest --numprocesses 2 --dist loadfile

@@ -149,11 +149,13 @@ def _replace(fresh: Path, target: Path) -> None:
 def _reason(error: Exception, scratch: Path) -> int | None:
     """The number of the system's error by which writing failed; None where the error is about something else."""
     if isinstance(error, OSError):
-        own = error.filename is None or Path(str(error.filename)).is_relative_to(scratch)
+        names = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        own = not names or any(name.is_relative_to(scratch) for name in names)
         return error.errno if own and error.errno in REMEDIES else None
     # Writers in other languages: safetensors says it in words, torch speaks of positions in a file.
+    said = [number for number in REMEDIES if os.strerror(number) in str(error)]
     silent = isinstance(error, RuntimeError) and _space(scratch) < FULL
-    return errno.ENOSPC if silent or os.strerror(errno.ENOSPC) in str(error) else None
+    return next(iter(said), errno.ENOSPC if silent else None)
 
 
 def _named(number: int, target: Path) -> OSError:

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-POLL = 0.02  # seconds between two looks at the processes
+POLL = 0.05  # seconds between two looks at the processes
 REPORT = "report"
 BETWEEN = "between jobs"
 KILLED = "killed (signal 9)"
@@ -122,13 +122,18 @@ def _step(pid: int) -> str | None:
 class Killer:
     """Starts a run again and again, and kills it at moments that a seed decides, until every step has been hit."""
 
-    def __init__(self, project: Any, config: str, durations: dict[str, float], seed: int) -> None:
+    def __init__(
+        self, project: Any, config: str, durations: dict[str, float], expected: dict[str, dict[str, Any]], seed: int
+    ) -> None:
         self.project = project
         self.config = config
         self.durations = durations
+        self.expected = expected  # of each folder, what an undisturbed run makes
         self.random = Random(seed)
         self.injected: list[Injected] = []
+        self.orphaned: list[Run] = []  # whose Snakemake was killed, not their jobs
         self.passed: set[str] = set()  # steps that were at work once; some of them have ended unharmed
+        self.resumed: set[tuple[str, int]] = set()  # logs, as of then, of trainings that went on from their state
 
     @property
     def hit(self) -> set[str]:
@@ -149,6 +154,24 @@ class Killer:
             if run.over:
                 raise AssertionError(f"the run ended by itself after {self.injected}:\n{run.text[-2000:]}")
             self._kill(run, job, [JOB, SNAKEMAKE, ALL] if free else [JOB, ALL])
+            self.look_for_resumed()
+            if self.injected[-1].fault != SNAKEMAKE:  # else its jobs go on writing, beside those of the next run
+                self._check_halves()
+
+    def _check_halves(self) -> None:
+        """What is under a final name is whole, at whatever moment the kill came."""
+        while any(run.jobs() for run in self.orphaned):
+            time.sleep(POLL)
+        for folder, expected in self.expected.items():
+            made = products(self.project.folder / folder)
+            halves = [name for name, content in made.items() if content != expected.get(name)]
+            assert halves == [], f"{folder}: {halves} after {self.injected}"
+
+    def look_for_resumed(self) -> None:
+        """Note which trainings have said in their log that they go on from their state."""
+        for log in (self.project.folder / f"results/{self.config}/logs/training").rglob("*.log"):
+            if "going on from" in log.read_text(errors="replace"):
+                self.resumed.add((str(log), log.stat().st_mtime_ns))
 
     def _jobs(self, run: Run) -> list[Job]:
         jobs = run.jobs()
@@ -156,7 +179,10 @@ class Killer:
         return jobs
 
     def _wait_anywhere(self, run: Run) -> Job | None:
-        """Any moment from the start on, but not so late that the run ends by itself."""
+        """Any moment, some before the first job, but not so late that the run ends by itself."""
+        early = self.random.random() < 0.3
+        while not early and not run.over and not self._jobs(run):
+            time.sleep(POLL)
         end = time.monotonic() + self.random.uniform(0, 8)
         while time.monotonic() < end and not run.over and REPORT not in {job.step for job in self._jobs(run)}:
             time.sleep(POLL)
@@ -172,8 +198,12 @@ class Killer:
         return None
 
     def _wait_within(self, run: Run, job: Job) -> Job:
-        """Wait a random part of the time that the step takes, and not until it is over."""
-        end = time.monotonic() + self.random.uniform(0, 0.7) * self.durations[job.step]
+        """Wait a random part of the time that the step takes, and not until it is over; in training, for a state."""
+        state = self.project.folder / f"results/{self.config}/state/training"
+        while job.step == "training" and not any(state.rglob("checkpoint.previous.pt")) and job in self._jobs(run):
+            time.sleep(POLL)
+        part = 0.1 if job.step == "training" else 0.7
+        end = time.monotonic() + self.random.uniform(0, part) * self.durations[job.step]
         while time.monotonic() < end and job in self._jobs(run):
             time.sleep(POLL)
         return job
@@ -186,6 +216,7 @@ class Killer:
         alive = [at_work.step for at_work in self._jobs(run)]
         stage = job.step if job and job.step in alive else next(iter(alive), BETWEEN)
         if way == SNAKEMAKE:
+            self.orphaned.append(run)
             run.kill_snakemake()  # its jobs live on, and may write while the next run does
             self.injected.append(Injected(SNAKEMAKE, stage))
         else:
@@ -223,16 +254,22 @@ def products(run: Path) -> dict[str, Any]:
     """Every file that a run made, by its name, without what differs between two runs by nature. That is
 
     * ``logs/`` and ``*.log``, ``*.tsv``: when what was done, how long it took, how much memory it had;
-    * ``seconds`` and other measures of time in ``record.json``, ``quadruples_per_second`` in ``steps.csv``;
-    * of ``report.html`` all but its figures and tables: the page tells dates and durations.
+    * ``seconds`` in ``record.json``, ``quadruples_per_second`` in ``steps.csv``;
+    * of ``report.html`` all but its figures and tables: the page tells dates and durations;
+    * ``state/`` and ``.<name>.partial``, which are of jobs that have not ended: other tests look for these.
 
-    Everything else is compared byte for byte, names of files included, hidden ones too.
+    Everything else is compared byte for byte.
     """
     return {
         str(file.relative_to(run)): _content(file)
         for file in sorted(run.rglob("*"))
-        if file.is_file() and file.relative_to(run).parts[0] != "logs" and file.suffix not in (".log", ".tsv")
+        if file.is_file() and not _differs_by_nature(file.relative_to(run))
     }
+
+
+def _differs_by_nature(name: Path) -> bool:
+    unfinished = any(part.startswith(".") and part.endswith(".partial") for part in name.parts)
+    return unfinished or name.parts[0] in ("logs", "state") or name.suffix in (".log", ".tsv")
 
 
 def _content(file: Path) -> Any:

@@ -104,6 +104,11 @@ rule report:
         runtime=10,
     params:
         config=lambda wildcards: json.dumps(RUN.model_dump(mode="json"), sort_keys=True),
+        folder=subpath(output.page, parent=True),
+    # Both are written elsewhere first, so that a kill leaves no half of them under their names.
     shell:
-        "(printf %s {params.config:q} > {output.config} && snakemake --report {output.page}"
-        " --configfile {output.config} --nolock -- figures_and_tables) > {log} 2>&1"
+        "(rm -rf {params.folder:q}/.report.*.partial && scratch={params.folder:q}/.report.$$.partial && mkdir $scratch"
+        " && printf %s {params.config:q} > $scratch/config.yaml && snakemake --report $scratch/report.html"
+        " --configfile $scratch/config.yaml --nolock -- figures_and_tables"
+        " && mv $scratch/config.yaml {output.config:q} && mv $scratch/report.html {output.page:q} && rmdir $scratch)"
+        " > {log:q} 2>&1"
