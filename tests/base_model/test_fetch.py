@@ -267,7 +267,7 @@ def test_damaged_and_foreign_files_are_named(
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(io.DataError, match=r"list\.pt: holds no weights by name"):
         get(f"file:{tmp_path / 'list.pt'}", "ViT-tiny-quickgelu")
-    with pytest.raises(io.DataError, match=r"not those of the architecture: open_clip_config.json: asks for [\d,]+ numbers, but"):
+    with pytest.raises(io.DataError, match=r"not those of the architecture: open_clip_config\.json: asks for [\d,]+"):
         get(f"file:{weights_file('weights.pt')}", "ViT-B-32")
     content = (open_clip_folder / models.WEIGHTS).read_bytes()
     (open_clip_folder / models.WEIGHTS).write_bytes(content[: len(content) // 2])

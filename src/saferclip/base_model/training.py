@@ -255,8 +255,15 @@ class Checkpoint:
     def _read(self) -> dict[str, Any] | None:
         if not self.path.exists():
             return None
-        stored: dict[str, Any] = torch.load(self.path, weights_only=True)
-        if stored["settings"] != self.settings_digest:
+        try:
+            stored: dict[str, Any] = torch.load(self.path, weights_only=True)
+            digest = stored["settings"]
+        except Exception as error:  # of many kinds, depending on what the file is instead
+            raise io.DataError(
+                f"{self.path}: cannot be read as a state of training, and nothing in it was executed "
+                f"({str(error).partition('.')[0]}); delete it to begin anew"
+            ) from error
+        if digest != self.settings_digest:
             logger.warning("%s belongs to other settings; starting anew", self.path)
             return None
         return stored

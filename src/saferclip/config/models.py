@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -37,6 +38,8 @@ class BaseModelSettings(Settings):
         kind, _, name = source.partition(":")
         if kind not in SOURCES or not name or (kind == "open_clip" and not all(name.partition("/"))):
             raise ValueError(f"'{source}' is not understood; write one of: {', '.join(SOURCES.values())}")
+        if kind == "download" and not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+            raise ValueError(f"'{source}': a name in downloads.table has small letters, digits, '.', '_' and '-' alone")
         if set("{}") & set(name):
             raise ValueError(f"'{source}' holds a brace, which Snakemake would take for a wildcard; rename the folder")
         return source

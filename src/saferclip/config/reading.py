@@ -41,6 +41,7 @@ def read(path: Path) -> Any:
         raise ConfigError(f"{path}: cannot be read: too many sections or lists within each other") from None
 
 
+TEMPLATE = "__use_yte__"  # asks Snakemake's reader to evaluate expressions in a configuration
 LARGEST = 1_000_000  # bytes of a file
 MOST_VALUES = 20_000  # keys and values of a file, with aliases written out
 DEEPEST = 30  # sections and lists within each other
@@ -48,6 +49,12 @@ DEEPEST = 30  # sections and lists within each other
 
 class _Plain(yaml.SafeLoader):
     """Reads YAML but refuses a repeated key, of which PyYAML silently takes the last, and files that grow."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        # Here already, as each further bracket costs more than the one before.
+        if self.flow_level > DEEPEST:
+            raise yaml.MarkedYAMLError(problem=f"more than {DEEPEST} levels", problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(token)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -152,6 +159,11 @@ def _explain(section: type[Settings], problem: Any) -> str:
         case "extra_forbidden":
             near = difflib.get_close_matches(str(location[-1]), known, n=1)
             advice = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
+            advice = (
+                "Snakemake would run the Python in this file; do not give it to Snakemake"
+                if key == TEMPLATE
+                else advice
+            )
             return f"{key}: unknown key; {advice}"
         case "invalid_key":
             return f"{key}: not the name of a setting; known keys: {', '.join(sorted(known))}"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from saferclip.config.base import Download, Positive, Settings, Share
+from saferclip.config.base import Download, Positive, RunName, Settings, Share
 
 
 class DownloadSettings(Settings):
@@ -15,7 +15,7 @@ class DownloadSettings(Settings):
 
     table: Path = Field(description="table of what can be downloaded, with pinned revisions and hashes")
     folder: Path = Field(description="where downloads are kept; runs share it")
-    local: dict[str, Path] = Field(description="what is on disk already: name in the table to file or folder")
+    local: dict[RunName, Path] = Field(description="what is on disk already: name in the table to file or folder")
     connections: Positive = Field(description="files fetched at once")
     retries: Annotated[int, Field(ge=0)] = Field(description="further tries of a file, with growing pauses")
 
