@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,19 +76,33 @@ def test_ranks_of_float32_embeddings_do_not_depend_on_blocks() -> None:
 
 def test_one_similarity_block_is_the_most_that_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
-    plain: Callable[[Tensor, Tensor], Tensor] = Tensor.__matmul__
 
-    def noted(left: Tensor, right: Tensor) -> Tensor:
-        product = plain(left, right)
-        shapes.append(tuple(product.shape))
-        return product
+    def note(name: str, owner: Any) -> None:
+        plain = getattr(owner, name)
 
-    monkeypatch.setattr(Tensor, "__matmul__", noted)
+        def noted(left: Tensor, right: Tensor, **options: Any) -> Tensor:
+            product: Tensor = plain(left, right, **options)
+            shapes.append(tuple(product.shape))
+            return product
+
+        monkeypatch.setattr(owner, name, noted)
+
+    note("__matmul__", Tensor)
+    note("mm", torch)
     metrics.ranks(unit_rows(50), unit_rows(70), torch.arange(50), block_size=16)
     metrics.top_k(unit_rows(50), unit_rows(70), 3, block_size=16)
+    searched = len(shapes)
     metrics.uniformity(unit_rows(50), block_size=16)
+    assert 0 < searched < len(shapes)
     assert max(rows for rows, _ in shapes) == 16
     assert max(columns for _, columns in shapes) == 16
+
+
+def test_ranks_and_the_best_come_of_one_comparison() -> None:
+    queries, gallery, correct = unit_rows(20, seed=7), unit_rows(33, seed=8), torch.arange(20)
+    ranks, best = metrics.ranks_and_top(queries, gallery, correct, 2, block_size=8)
+    assert torch.equal(ranks, metrics.ranks(queries, gallery, correct, block_size=8))
+    assert torch.equal(best.position, metrics.top_k(queries, gallery, 2, block_size=8).position)
 
 
 def test_similarities_and_counts_are_cosines() -> None:
