@@ -29,11 +29,13 @@ def launch(count: int, arguments: Sequence[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     processes.check_devices(count)
-    os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // count))
+    # Said to each: from the environment they would take the threads of all (MKL_NUM_THREADS in Snakemake's jobs).
+    threads = max(1, torch.get_num_threads() // count)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     handled = ",".join(signals.name(number) for number in signals.ENDING)
     options = ["--standalone", f"--nproc-per-node={count}", f"--signals-to-handle={handled}", "-m"]
     try:
-        run.run(run.parse_args([*options, "saferclip", *arguments]))  # type: ignore[no-untyped-call]
+        run.run(run.parse_args([*options, "saferclip", *arguments, f"--threads={threads}"]))  # type: ignore[no-untyped-call]
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from None  # the processes, to which it was passed on, have said so
     except ChildFailedError as error:
