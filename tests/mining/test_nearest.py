@@ -141,6 +141,25 @@ def test_embeddings_of_another_table_are_refused(
         nearest.mine(settings, tiny_quadruples(9, "train"), embeddings, tmp_path / "mining")
 
 
+def test_only_embedded_captions_are_read(mined: tuple[Path, Path, MiningSettings], tmp_path: Path) -> None:
+    """At the paper's scale the file is four times as large as they are."""
+    train, embeddings, settings = mined
+    tensors = io.read_tensors(embeddings)
+    captions = {name: tensors[name] for name in ("train.safe_caption", "train.unsafe_caption")}
+    io.write_tensors(tmp_path / "captions.safetensors", captions)
+    nearest.mine(settings, train, tmp_path / "captions.safetensors", tmp_path / "mining")
+    assert len(io.read_table(tmp_path / "mining" / "neighbours.parquet")) == 10
+
+
+def test_embeddings_that_are_no_numbers_are_refused(mined: tuple[Path, Path, MiningSettings], tmp_path: Path) -> None:
+    train, embeddings, settings = mined
+    tensors = io.read_tensors(embeddings)
+    tensors["train.safe_caption"][3, 1] = torch.nan
+    io.write_tensors(tmp_path / "broken.safetensors", tensors)
+    with pytest.raises(io.DataError, match=r"broken.safetensors: train.safe_caption holds values that are no numbers"):
+        nearest.mine(settings, train, tmp_path / "broken.safetensors", tmp_path / "mining")
+
+
 def test_repeated_ids_are_refused(mined: tuple[Path, Path, MiningSettings], tmp_path: Path) -> None:
     _, embeddings, settings = mined
     rows = [{"id": f"train-{row // 2}", "split": "train"} for row in range(10)]
