@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from saferclip import signals
+from saferclip import escaping, signals
 
 if TYPE_CHECKING:
     from saferclip.config import Settings
@@ -50,7 +50,7 @@ class Steps(click.Group):
         except Exception as error:
             if not _mendable(error):
                 raise
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {escaping.lines(str(error))}", err=True)  # names in it may be a stranger's
             ctx.exit(1)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from saferclip import escaping
 from saferclip.benchmark.backends import Backends
 from saferclip.benchmark.tally import Tally
 from saferclip.config import BenchmarkSettings
@@ -79,16 +80,16 @@ def _distribution(values: np.ndarray) -> dict[str, float]:
 
 def markdown(sheet: Mapping[str, Any]) -> str:
     """The datasheet for people: a section for each entry, with a table where an entry has parts."""
-    lines = [f"# Datasheet: {sheet['title']}", ""]
+    lines = [f"# Datasheet: {_cell(sheet['title'])}", ""]
     for key, value in sheet.items():
         if key in ("title", "provenance"):
             continue
         lines += [f"## {key.replace('_', ' ').capitalize()}", ""]
         if isinstance(value, Mapping):
-            parts = [f"| {name} | {_cell(part)} |" for name, part in _leaves(value)]
+            parts = [f"| {_cell(name)} | {_cell(part)} |" for name, part in _leaves(value)]
             lines += ["| | |", "|---|---|", *parts, ""] if parts else ["None.", ""]
         else:
-            lines += [str(value), ""]
+            lines += [_cell(value), ""]
     lines += ["## Provenance", "", *_provenance(sheet["provenance"]), ""]
     return "\n".join(lines)
 
@@ -115,4 +116,4 @@ def _cell(value: Any) -> str:
     text = (
         f"{value:.3f}" if isinstance(value, float) else ", ".join(map(str, value)) if isinstance(value, list) else value
     )
-    return str(text).replace("|", "\\|").replace("\n", " ")
+    return escaping.html_in_markdown(str(text))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jinja2
 import yaml
 
-from saferclip import conversion, io
+from saferclip import conversion, escaping, io
 from saferclip.export import formats
 
 TEMPLATE = "model_card.md.jinja"
@@ -83,8 +83,18 @@ def write(path: Path, known: Mapping[str, Any], name: str) -> None:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
+    environment.filters |= {"plain": _plain, "code": _code, "fence": escaping.fence}
     body = environment.from_string(text).render(**known, format=name, folders=formats.FOLDERS)
     path.write_text(f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{body}", encoding="utf-8")
+
+
+def _plain(value: Any) -> str:
+    """A value between words, whatever a record or setting calls it."""
+    return escaping.html_in_markdown(str(value))
+
+
+def _code(value: Any) -> str:
+    return escaping.code(str(value))
 
 
 def _identity(model: Path, evaluation: Path | None) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from saferclip import escaping
+
 if TYPE_CHECKING:
     from saferclip.config import Config
 
@@ -307,10 +309,12 @@ def caption(product: Product, config: Config) -> str:
         "n_nsfw_caps": config.benchmark and config.benchmark.size,
     }
     return f"{product.caption} {product.details}".strip().format(
-        **titles(config.figure_settings().title or config.title),
+        **titles(escaping.restructured(config.figure_settings().title or config.title)),
         gallery_images="a drawing style that no training set shows stands in for real images"
         if drawn
-        else "unsafe images are real ones, captions are those of {test}".format(**titles(config.title)),
+        else "unsafe images are real ones, captions are those of {test}".format(
+            **titles(escaping.restructured(config.title))
+        ),
         **{name: f"{number:,}" if number else "all" for name, number in numbers.items()},
         seeds=f"{seeds} seeds" if seeds > 1 else "one seed",
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import html
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import StringIO
 from itertools import groupby
 
+from saferclip.escaping import markdown as escape_markdown
+from saferclip.escaping import spreadsheet, visible
 from saferclip.figures.layout import Cell, Column, Table, parts, words
 from saferclip.figures.results import Estimate
 
@@ -16,7 +17,8 @@ from saferclip.figures.results import Estimate
 def to_csv(table: Table) -> str:
     """RFC 4180 with full precision; an estimate becomes columns for its mean, sd, low and high.
 
-    Captions and notes stay out: every line is data.
+    Captions and notes stay out: every line is data. A text that a spreadsheet would take for a formula begins with an
+    apostrophe.
     """
     pieces = [(place, piece) for place in range(len(table.columns)) for piece in _pieces(table, place)]
     stream = StringIO()
@@ -132,28 +134,9 @@ _LATEX: Mapping[str, str] = {
 }
 
 
-def visible(text: str) -> str:
-    """Make control characters harmless: white space becomes a space, others their code, ``\\x1b``."""
-    return "".join(_visible_character(character) for character in text)
-
-
-def escape_markdown(text: str) -> str:
-    """Text that no Markdown renderer takes for markup, nor for the end of a cell."""
-    return "".join(f"\\{character}" if character in "\\`*_{}[]<>|~#$&" else character for character in visible(text))
-
-
 def escape_latex(text: str) -> str:
     """Text as LaTeX prints it literally; the signs that our tables use become commands."""
     return "".join(_LATEX.get(character, character) for character in visible(text))
-
-
-def _visible_character(character: str) -> str:
-    if character.isspace():
-        return " "
-    # Control and formatting characters (such as those that turn the direction of text), lone surrogates.
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs"):
-        return character.encode("unicode_escape").decode("ascii")
-    return character
 
 
 def _pieces(table: Table, place: int) -> list[str]:
@@ -180,7 +163,7 @@ def _csv_cell(cell: Cell, piece: str) -> str:
         case float():
             return f"{cell:.10g}"
         case _:
-            return visible(str(cell))
+            return spreadsheet(str(cell))
 
 
 def _markdown_row(cells: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from saferclip import io
+from saferclip import escaping, io
 from saferclip.config import FigureSettings
 from saferclip.figures import style
 from saferclip.figures.results import Results
@@ -30,7 +30,7 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
         axes.stairs(share, bins, fill=True, color=colour, alpha=0.25)
         axes.stairs(share, bins, color=colour, linestyle=line, linewidth=1.2, label=label)
         axes.axvline(values.mean(), color=colour, linestyle=line, linewidth=0.8)
-    axes.set_title(f"Targets of unsafe captions, {results.title}")
+    axes.set_title(f"Targets of unsafe captions, {escaping.drawn(results.title)}")
     axes.set_xlabel("Cosine similarity of unsafe caption and target")
     axes.set_ylabel(f"Captions (%), n = {len(table):,}")
     axes.set_ylim(bottom=0)

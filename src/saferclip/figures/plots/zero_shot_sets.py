@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from saferclip import escaping
 from saferclip.config import FigureSettings
 from saferclip.figures import paper, style
 from saferclip.figures.results import MEAN_ACCURACY, Results
@@ -40,7 +41,10 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     chance = [100 / len(sets[name]["classes"]) for name in order]
     axes.plot(chance, lines[:-1], linestyle="", marker="|", color="black", markersize=7, label="chance")
     axes.axhline(lines[-1] - 0.65, color="black", linewidth=0.6)
-    labels = [*(f"{sets[name]['title']} ({len(sets[name]['classes'])})" for name in order), "Mean of sets"]
+    labels = [
+        *(f"{escaping.drawn(sets[name]['title'])} ({len(sets[name]['classes'])})" for name in order),
+        "Mean of sets",
+    ]
     axes.set_yticks(lines, labels)
     axes.set_ylim(lines[-1] + 0.6, -0.6)
     axes.set_xlim(0, 100)
