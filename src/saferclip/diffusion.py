@@ -20,6 +20,9 @@ from saferclip.config import DiffusionSettings, SafeGuidanceSettings
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
+# Where a pipeline's parts may come from; diffusers would import whatever is named.
+LIBRARIES = (["diffusers"], ["transformers"], ["stable_diffusion"], [None])
+
 
 @dataclass(frozen=True)
 class Painter:
@@ -104,6 +107,13 @@ def _index(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise io.DataError(f"{folder}: not a folder of a diffusers pipeline: {file.name} is missing")
     index: dict[str, Any] = io.read_json(file)
+    if not isinstance(index, dict):
+        raise io.DataError(f"{file}: not the list of a pipeline's parts")
+    if code := sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py")):
+        raise io.DataError(f"{folder}: brings code of its own ({', '.join(code[:5])}), which is not run here")
+    for name, part in index.items():
+        if isinstance(part, list) and not name.startswith("_") and part[:1] not in LIBRARIES:
+            raise io.DataError(f"{file}: {name} is of the library {part[:1]}, which is not read here")
     for part in (folder / name for name in index if name != "safety_checker"):
         pickled = sorted(path.name for path in part.glob("*") if path.suffix in (".bin", ".pt", ".ckpt"))
         if pickled and not any(part.glob("*.safetensors")):

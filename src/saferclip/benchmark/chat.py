@@ -183,9 +183,9 @@ def _load_chat_model(folder: Path, precision: str) -> tuple[Any, Any]:
     placed = {"device_map": "auto"} if torch.cuda.is_available() else {}  # over all GPUs that there are
     load_tokenizer: Callable[..., Any] = AutoTokenizer.from_pretrained
     try:
-        tokenizer = load_tokenizer(folder, local_files_only=True)
+        tokenizer = load_tokenizer(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=dtype, **placed
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=dtype, **placed
         )
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: holds no chat model in transformers' format: {error}") from error

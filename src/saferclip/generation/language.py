@@ -38,7 +38,7 @@ class Describer:
         from transformers import AutoProcessor, LlavaForConditionalGeneration
 
         folder = downloads[settings.model]
-        options: dict[str, Any] = {"local_files_only": True}
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             model: Any = LlavaForConditionalGeneration.from_pretrained(
                 str(folder), dtype=PRECISIONS[settings.precision], use_safetensors=True, **options
@@ -139,7 +139,7 @@ class Toxicity:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         folder = downloads[settings.model]
-        options: dict[str, Any] = {"local_files_only": True}
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             model = AutoModelForSequenceClassification.from_pretrained(str(folder), use_safetensors=True, **options)
             tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
