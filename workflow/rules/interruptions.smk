@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import sys
 from contextlib import suppress
 
 # A job that is killed cannot say so itself. Bash, which waits for it, has 128 + 9 as its status then.
@@ -36,4 +37,5 @@ def hold_run_lock():
     return held
 
 
-RUN_LOCK = hold_run_lock() if workflow.is_main_process else None
+# Not for jobs, nor for the Snakemake that writes the report, which has no locks.
+RUN_LOCK = hold_run_lock() if workflow.is_main_process and "--nolock" not in sys.argv else None
