@@ -83,3 +83,13 @@ def test_the_untuned_model_is_its_own_base(tiny_clip_folder: Path, tiny_resnet_c
     assert untuned.model is untuned.base
     tuned = Encoders.load(tiny_resnet_clip_folder, tiny_clip_folder, batch_size=2)
     assert tuned.model is not tuned.base
+
+
+def test_a_model_whose_embeddings_are_no_numbers_is_refused(encoder: Encoder) -> None:
+    with torch.no_grad():
+        for weights in encoder.clip.model.parameters():
+            weights.fill_(torch.nan)
+    with pytest.raises(io.DataError, match="tiny: embeds inputs as values that are no numbers"):
+        encoder.texts(["a cat"])
+    with pytest.raises(io.DataError, match="tiny: embeds inputs as values that are no numbers"):
+        encoder.images([cell("red")])

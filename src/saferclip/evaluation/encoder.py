@@ -22,6 +22,7 @@ class Encoder:
     """A model that remembers what it has embedded, whichever benchmark asked for it.
 
     Equal captions and equal pictures have equal embeddings, bit by bit; so equal items tie.
+    Raises DataError if the model makes embeddings that are no numbers.
     """
 
     clip: models.Clip
@@ -40,7 +41,9 @@ class Encoder:
         return _look_up(
             self._captions,
             zip(captions, captions, strict=True),
-            lambda new: models.encode_texts(self.clip, list(new), self.batch_size, f"{self.name}: captions"),
+            lambda new: self._numbers(
+                models.encode_texts(self.clip, list(new), self.batch_size, f"{self.name}: captions")
+            ),
         )
 
     def images(self, cells: Iterable[Mapping[str, Any]], total: int | None = None) -> Tensor:
@@ -52,10 +55,17 @@ class Encoder:
         return _look_up(
             self._pictures,
             ((sha256(cell["bytes"]).digest(), cell) for cell in cells),
-            lambda new: models.encode_images(
-                self.clip, map(io.decode_image, new), self.batch_size, total, f"{self.name}: pictures"
+            lambda new: self._numbers(
+                models.encode_images(
+                    self.clip, map(io.decode_image, new), self.batch_size, total, f"{self.name}: pictures"
+                )
             ),
         )
+
+    def _numbers(self, encoded: Tensor) -> Tensor:
+        if not encoded.isfinite().all():
+            raise io.DataError(f"{self.name}: embeds inputs as values that are no numbers; its weights are damaged")
+        return encoded
 
 
 @dataclass(frozen=True)
