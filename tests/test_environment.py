@@ -22,12 +22,13 @@ import saferclip
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = (ROOT / "requirements.lock").read_text()
+S3_LOCK = (ROOT / "requirements-s3.lock").read_text()  # an environment of its own
 
 
-def locked() -> dict[str, list[Requirement]]:
+def locked(lock: str = LOCK) -> dict[str, list[Requirement]]:
     """Name -> its pinned versions; more than one where they differ between platforms or Pythons."""
     pins: dict[str, list[Requirement]] = {}
-    for line in re.findall(r"^([a-z0-9].*?) ?\\?$", LOCK, re.MULTILINE):
+    for line in re.findall(r"^([a-z0-9].*?) ?\\?$", lock, re.MULTILINE):
         requirement = Requirement(line)
         pins.setdefault(canonicalize_name(requirement.name), []).append(requirement)
     return pins
@@ -53,11 +54,20 @@ def test_the_lock_holds_what_the_project_asks_for(requirement: Requirement) -> N
         assert version_of(pin) in requirement.specifier, f"{pin} is outside the project's range: make lock"
 
 
-def test_every_pin_has_hashes_and_no_index_is_named() -> None:
-    blocks = re.split(r"^(?=[a-z0-9])", LOCK, flags=re.MULTILINE)[1:]
+def test_dvc_with_s3_is_locked_apart_and_is_the_same_dvc() -> None:
+    pins = locked(S3_LOCK)
+    for line in PROJECT["dependency-groups"]["s3"]:
+        requirement = Requirement(line)
+        assert all(version_of(pin) in requirement.specifier for pin in pins[canonicalize_name(requirement.name)]), line
+    assert pins["dvc"] == locked()["dvc"]
+
+
+@pytest.mark.parametrize("lock", [LOCK, S3_LOCK], ids=["requirements.lock", "requirements-s3.lock"])
+def test_every_pin_has_hashes_and_no_index_is_named(lock: str) -> None:
+    blocks = re.split(r"^(?=[a-z0-9])", lock, flags=re.MULTILINE)[1:]
     assert len(blocks) > 100
     assert [block.splitlines()[0] for block in blocks if "--hash=sha256:" not in block] == []
-    assert not re.search(r"https?://|--index|--find-links|--extra", LOCK)
+    assert not re.search(r"https?://|--index|--find-links|--extra", lock)
 
 
 def test_torch_and_torchvision_are_of_one_release() -> None:
