@@ -29,6 +29,11 @@ def html_in_markdown(text: str) -> str:
     return re.sub(r"[<>|`\[\]\\]", r"\\\g<0>", visible(text))
 
 
+def paragraph(text: str) -> str:
+    """The same for a text that begins a line: it is no heading, list or quotation either."""
+    return re.sub(r"^(\s*\d*)([-+=#*~>.)])", r"\1\\\2", html_in_markdown(text))
+
+
 def code(text: str) -> str:
     """Text between single backticks in Markdown."""
     return visible(text).replace("`", "'")

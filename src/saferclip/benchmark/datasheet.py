@@ -89,7 +89,7 @@ def markdown(sheet: Mapping[str, Any]) -> str:
             parts = [f"| {_cell(name)} | {_cell(part)} |" for name, part in _leaves(value)]
             lines += ["| | |", "|---|---|", *parts, ""] if parts else ["None.", ""]
         else:
-            lines += [_cell(value), ""]
+            lines += [escaping.paragraph(str(value)), ""]
     lines += ["## Provenance", "", *_provenance(sheet["provenance"]), ""]
     return "\n".join(lines)
 

@@ -72,7 +72,7 @@ def write(path: Path, known: Mapping[str, Any], name: str) -> None:
     """Write the card of one format, with the front matter that the hub reads."""
     settings = known["settings"]
     front = {
-        "license": settings["licence"] or "unknown",
+        "license": escaping.visible(settings["licence"] or "unknown"),
         "library_name": LIBRARIES[name],
         "pipeline_tag": "zero-shot-image-classification" if name != "diffusers" else "text-to-image",
         "tags": ["clip", "safety", "saferclip"],
