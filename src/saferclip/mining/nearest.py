@@ -35,16 +35,7 @@ def mine(settings: MiningSettings, train: Path, embeddings: Path, output: Path) 
     values that are no numbers.
     """
     ids = read_training_ids(train)
-    safe, unsafe = read_captions(embeddings)
-    if not len(ids) == len(safe) == len(unsafe):
-        raise io.DataError(f"{embeddings}: {len(safe)} embedded rows, but {train} has {len(ids)}; embed it again")
-    described: dict[str, Any] = {}
-    if settings.approximate is None:
-        target, cosines = nearest(unsafe, safe, ids, settings.block_size)
-    else:
-        found = approximate.nearest(settings.approximate, unsafe, safe, ids, settings.block_size)
-        target, cosines, described = found.target, found.similarity, {"approximate": found.description}
-    paired = metrics.similarities(unsafe, safe)
+    target, cosines, paired, described = _search(settings, ids, train, embeddings)
     difficulty = terciles(cosines, ids)
     rows = [
         {
@@ -60,6 +51,23 @@ def mine(settings: MiningSettings, train: Path, embeddings: Path, output: Path) 
     summary = summarise(rows) | described
     io.write_json(output / "summary.json", summary)
     logger.info("mean similarity: nearest %.3f, paired %.3f", summary["nearest"]["mean"], summary["paired"]["mean"])
+
+
+def _search(
+    settings: MiningSettings, ids: Sequence[str], train: Path, embeddings: Path
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+    """Targets, their similarity and that of the pair, each (rows,), and what the summary says of the search.
+
+    Embeddings are in memory for this long only.
+    """
+    safe, unsafe = read_captions(embeddings)
+    if not len(ids) == len(safe) == len(unsafe):
+        raise io.DataError(f"{embeddings}: {len(safe)} embedded rows, but {train} has {len(ids)}; embed it again")
+    paired = metrics.similarities(unsafe, safe)
+    if settings.approximate is None:
+        return *nearest(unsafe, safe, ids, settings.block_size), paired, {}
+    found = approximate.nearest(settings.approximate, unsafe, safe, ids, settings.block_size)
+    return found.target, found.similarity, paired, {"approximate": found.description}
 
 
 def read_training_ids(train: Path) -> list[str]:
