@@ -243,6 +243,12 @@ def test_diverging_run_says_so_and_writes_nothing(vit_material: Any, run: Run, t
     assert [path.name for path in tmp_path.iterdir() if path.name not in {"material", "state"}] == []
 
 
+def test_a_run_that_diverges_in_the_last_step_of_an_epoch_says_so_too(vit_material: Any, run: Run) -> None:
+    """Its loss was still finite; what the model embeds by then is not."""
+    with pytest.raises(DivergenceError, match="diverged in epoch 1: embeddings of the validation split are not finite"):
+        run(vit_material, "run", batch_size=100, learning_rate=1e30)
+
+
 PER_EXAMPLE = {
     name: float(not name.startswith("preservation_cross")) for name in losses.TERMS
 }  # with cross_modal 'relative', all but these are means over examples

@@ -79,7 +79,7 @@ def test_rows_without_an_image_are_neither_query_nor_in_the_gallery() -> None:
         "unsafe_text_to_image": images.safe & images.unsafe,
         "unsafe_image_to_text": images.unsafe,
     }.items():
-        alone = Embeddings(*(column[rows] for column in embedded))
+        alone = Embeddings(*(column[rows].nan_to_num() for column in embedded))  # for the other directions
         expected = validation_scores(alone, all_images(int(rows.sum())))[f"{direction}/recall@1"]
         assert found[f"{direction}/recall@1"] == expected
     assert validation_rows(images) == {

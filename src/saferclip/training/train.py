@@ -32,7 +32,13 @@ logger = logging.getLogger(__name__)
 
 
 class DivergenceError(ConfigError):
-    """The loss or its gradient is not a finite number any more; the message says what to try."""
+    """The loss, its gradient or an embedding is not a finite number any more; the message says what to try."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}. Lower the method's learning_rate or optimisation.max_gradient_norm, or set "
+            "optimisation.precision to fp32; if it happens in the first steps, look for wrong inputs"
+        )
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,10 @@ def _epoch(epoch: int, seed: int, material: Material, keeper: Keeper) -> None:
         keeper.pause()
     losses = [step["loss"] for step in progress.steps if step["epoch"] == epoch]
     loss = sum(losses) / len(losses)
-    scores = validation_scores(tuner.embed_all(material.held_out, keeper.pause), material.held_out.images)
+    embedded = tuner.embed_all(material.held_out, keeper.pause)
+    if not all(column.isfinite().all() for column in embedded):
+        raise DivergenceError(f"training diverged in epoch {epoch}: embeddings of the validation split are not finite")
+    scores = validation_scores(embedded, material.held_out.images)
     progress.add_epoch({"epoch": epoch, "quadruples": len(rows), "loss": loss, **scores})
     keeper.save()
     score = f"{scores[SELECTION_SCORE]:.2f}" if scores else "cannot be measured"
@@ -171,11 +180,7 @@ def _check_finite(place: Mapping[str, int], numbers: Mapping[str, float]) -> Non
     if all(math.isfinite(number) for number in numbers.values()):
         return
     values = ", ".join(f"{name} {number:.4g}" for name, number in numbers.items() if name != "quadruples_per_second")
-    raise DivergenceError(
-        f"training diverged at step {place['step']} (epoch {place['epoch']}): {values}. "
-        "Lower the method's learning_rate or optimisation.max_gradient_norm, or set optimisation.precision to fp32; "
-        "if it happens in the first steps, look for wrong inputs"
-    )
+    raise DivergenceError(f"training diverged at step {place['step']} (epoch {place['epoch']}): {values}")
 
 
 def _write(
