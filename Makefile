@@ -1,6 +1,7 @@
 # A fresh machine needs Python >= 3.11, git and make; then
 #   make reproduce    sets up the environment and makes every table and figure
 #   make test         sets up the environment if needed and checks everything
+#   make benchmark    measures how fast it is
 #   make rehearse     runs the workflow of the paper scale on small stand-ins
 # In an environment that exists, `snakemake --cores all` does the same as `make reproduce`.
 
@@ -9,7 +10,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 VENV := .venv
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: reproduce rehearse faults test lint format environment s3 lock artifacts clean
+.PHONY: reproduce benchmark rehearse faults test lint format environment s3 lock artifacts clean
 
 reproduce: environment
 	snakemake --cores all
@@ -21,6 +22,11 @@ rehearse: environment
 # Every fault of docs/reliability.md, with a hundred kills instead of twenty; prints what it injected and where.
 faults: environment
 	SAFERCLIP_KILLS=100 pytest tests/faults
+
+# How fast it is, against plain ways of doing the same: see docs/performance.md. FULL=--full takes the sizes given there.
+benchmark: environment
+	set -e; for script in $(filter-out benchmarks/common.py, $(wildcard benchmarks/*.py)); do \
+		echo $$script; python $$script $(FULL); done
 
 test: lint s3
 	pytest --numprocesses 2 --dist loadfile

@@ -1,67 +1,179 @@
-"""Time and memory of mining in blocks, against the whole matrix of similarities at once.
+"""Mining's exact search against the bare products, faiss, and plain ways; memory of the whole command.
 
-    python benchmarks/mining.py [rows ...]          about 2 min on one core with the default 4000 8000 16000
+    python benchmarks/mining.py [rows ...] [--full]          some minutes on one core
 
-The plain way is one float32 matrix product and argmax; its memory grows with the square of the rows,
-and equal captions may be told apart by rounding.  Mining computes similarities exactly, in float64.
-Each measurement runs in a process of its own; memory is the process's peak above its start.
+As many unsafe as safe captions; embeddings are made up, of 48 independent directions in 768 numbers.
+
+bare      all products, a block after the other, of which nothing is kept: the least that exact search can take
+float64   each block in float64, then the largest: the result by definition
+plain     the whole matrix in float32 at once, then the largest; only where it fits
+mining    what the step does: the fastest product, and exact similarities where they matter
+faiss     IndexFlatIP
+
+Where there are many rows, ways other than mining and its bare product search for a part of the queries, and their time
+is multiplied: it grows with the number of queries, as the gallery is the same.  Seconds are processor time.
 """
 
-import resource
-import sys
-import time
-from collections.abc import Callable
-from multiprocessing import get_context
+from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import common
 import torch
 from torch import Tensor
 
+from saferclip import io, similarity
 from saferclip.mining.nearest import nearest
 
-DIM = 768  # of ViT-L/14
-BLOCK_SIZE = 2048  # of config/mini.yaml
-THREADS = 1
+DIM, DIRECTIONS = 768, 48
+BLOCK_SIZE = 2048  # of every configuration
+WHOLE = 16_000  # rows up to which the plain way is tried
+FEW, PART = 50_000, 32  # from so many rows on, some ways take one query of 32
 
 
-def plain(queries: Tensor, gallery: Tensor) -> Tensor:
-    """The whole matrix."""
-    return (queries @ gallery.T).argmax(dim=1)
+def embedded(rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Unsafe and safe captions, (rows, dim) each: pairs are similar, and many others nearly so."""
+    generator = torch.Generator().manual_seed(seed)
+    axes = torch.randn(DIRECTIONS, DIM, generator=generator) / DIRECTIONS**0.5
+    meanings = torch.randn(rows, DIRECTIONS, generator=generator)
+    others = meanings + 0.7 * torch.randn(rows, DIRECTIONS, generator=generator)
+    return _embed(others, axes), _embed(meanings, axes)
 
 
-def blocked(queries: Tensor, gallery: Tensor) -> Tensor:
-    """What the mining step does."""
-    return nearest(queries, gallery, [f"{row:09d}" for row in range(len(gallery))], BLOCK_SIZE)[0]
+def _embed(meanings: Tensor, axes: Tensor) -> Tensor:
+    parts = [
+        torch.nn.functional.normalize(torch.tanh(part @ axes) + 0.3, dim=-1) for part in meanings.split(BLOCK_SIZE)
+    ]
+    return torch.cat(parts)
 
 
-def measure(find: Callable[[Tensor, Tensor], Tensor], rows: int) -> tuple[float, float, Tensor]:
-    """Seconds, megabytes, and the neighbours found among random unit rows."""
-    torch.set_num_threads(THREADS)
-    generator = torch.Generator().manual_seed(0)
-    queries, gallery = torch.nn.functional.normalize(torch.randn(2, rows, DIM, generator=generator), dim=-1)
-    find(queries[:64], gallery[:64])
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    start = time.process_time()
-    found = find(queries, gallery)
-    seconds = time.process_time() - start
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    return seconds, (after.ru_maxrss - before.ru_maxrss) / 1024, found
+def blocks(queries: Tensor, gallery: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Pairs of blocks, with the place of the second one's first row."""
+    for asked in queries.split(BLOCK_SIZE):
+        for number, items in enumerate(gallery.split(BLOCK_SIZE)):
+            yield asked, items, number * BLOCK_SIZE
+
+
+def bare(queries: Tensor, gallery: Tensor, dtype: torch.dtype) -> None:
+    """All products, into one block."""
+    queries, gallery = queries.to(dtype), gallery.to(dtype)
+    block = torch.empty(BLOCK_SIZE * BLOCK_SIZE, dtype=dtype)
+    for asked, items, _ in blocks(queries, gallery):
+        torch.mm(asked, items.T, out=block[: len(asked) * len(items)].view(len(asked), len(items)))
+
+
+def in_float64(queries: Tensor, gallery: Tensor) -> Tensor:
+    """The definition: the first of the largest exact similarities."""
+    found = []
+    for asked in queries.split(BLOCK_SIZE):
+        exact = similarity.fixed_point(asked)
+        best = torch.full((len(asked),), -torch.inf, dtype=torch.float64)
+        place = torch.zeros(len(asked), dtype=torch.int64)
+        for number, items in enumerate(gallery.split(BLOCK_SIZE)):
+            value, position = (exact @ similarity.fixed_point(items).T).max(dim=1)
+            better = value > best
+            best[better], place[better] = value[better], position[better] + number * BLOCK_SIZE
+        found.append(place)
+    return torch.cat(found)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of searching, and what its time is compared with."""
+
+    name: str
+    search: Callable[[Tensor, Tensor], Any]
+    whole: bool = False  # takes all queries whatever their number
+    limit: int | None = None  # rows
+
+
+def ways(gallery: Tensor) -> list[Way]:
+    """All of them; faiss if it is there."""
+    ids = [f"{row:09d}" for row in range(len(gallery))]
+    fastest = similarity.fastest()
+    found = [
+        Way("mining", lambda queries, gallery: nearest(queries, gallery, ids, BLOCK_SIZE)[0], whole=True),
+        Way(f"bare {_name(fastest)}", lambda queries, gallery: bare(queries, gallery, fastest), whole=True),
+        Way("float64", in_float64),
+        Way("plain", lambda queries, gallery: (queries @ gallery.T).argmax(dim=1), limit=WHOLE),
+    ]
+    if fastest != torch.float32:
+        found += [
+            Way("bare float32", lambda queries, gallery: bare(queries, gallery, torch.float32)),
+            Way(
+                "mining in float32",
+                lambda queries, gallery: similarity.search(
+                    queries, gallery, BLOCK_SIZE, 1, precision=torch.float32
+                ).position[:, 0],
+                limit=FEW,
+            ),
+        ]
+    if (faiss := common.faiss_if_there()) is not None:
+        index = faiss.IndexFlatIP(gallery.shape[1])
+        index.add(gallery.numpy())
+        found.append(
+            Way("faiss", lambda queries, _: torch.from_numpy(index.search(queries.contiguous().numpy(), 1)[1][:, 0]))
+        )
+    return found
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def compare(rows: int, rounds: int) -> Iterator[common.Row]:
+    """Time all ways in turn, several times; mining's neighbours have to be those of exact arithmetic."""
+    queries, gallery = embedded(rows)
+    tried = [way for way in ways(gallery) if way.limit is None or rows <= way.limit]
+    taken = {way.name: queries if way.whole or rows < FEW else queries[::PART] for way in tried}
+    seconds: dict[str, list[float]] = {way.name: [] for way in tried}
+    found: dict[str, Tensor] = {}
+    for _ in range(rounds):
+        for way in tried:
+            spent, found[way.name] = common.timed(lambda way=way: way.search(taken[way.name], gallery))
+            seconds[way.name].append(spent * rows / len(taken[way.name]))
+            print(f"  {rows} rows, {way.name}: {seconds[way.name][-1]:.1f} s", flush=True)
+    fastest = f"bare {_name(similarity.fastest())}"
+    for way in tried:
+        row: common.Row = {"rows": rows, "way": way.name, **common.spread(seconds[way.name])}
+        row["to_fastest_bare"] = common.median_ratio(seconds[way.name], seconds[fastest])
+        row["to_bare_float32"] = common.median_ratio(seconds[way.name], seconds["bare float32"])
+        if found[way.name] is not None:
+            same = found["mining"][:: rows // len(found[way.name])][: len(found[way.name])] == found[way.name]
+            row["agree"] = round(100 * float(same.double().mean()), 3)
+        yield row
+
+
+def command(rows: int, folder: Path) -> common.Row:
+    """Seconds on the wall and memory of `saferclip mining` itself, all cores, on a table of ids and its embeddings."""
+    unsafe, safe = embedded(rows)
+    io.write_tensors(folder / "frozen.safetensors", {"train.safe_caption": safe, "train.unsafe_caption": unsafe})
+    io.write_table(folder / "train.parquet", [{"id": f"{row:09d}", "split": "train"} for row in range(rows)])
+    settings = f'{{"block_size": {BLOCK_SIZE}, "batch_size": 1}}'
+    files = ["--train", str(folder / "train.parquet"), "--embeddings", str(folder / "frozen.safetensors")]
+    wall, memory = common.peak_of(
+        ["saferclip", "mining", "--settings", settings, *files, "--output", str(folder / "mining")]
+    )
+    return {"rows": rows, "way": "saferclip mining", "wall": round(wall, 2), "peak_mb": round(memory)}
 
 
 def main() -> None:
-    """Print one line for each size."""
-    sizes = [int(argument) for argument in sys.argv[1:]] or [4000, 8000, 16000]
-    print(
-        f"{'rows':>7} {'plain s':>9} {'blocks s':>9} {'time ratio':>11} {'plain MB':>9} {'blocks MB':>10} {'agree':>7}"
-    )
-    for rows in sizes:
-        results = []
-        for find in (plain, blocked):
-            with get_context("spawn").Pool(1) as pool:
-                results.append(pool.apply(measure, (find, rows)))
-        (plain_seconds, plain_memory, expected), (seconds, memory, found) = results
-        ratio, agree = seconds / plain_seconds, 100 * float((found == expected).double().mean())
-        times = f"{plain_seconds:9.2f} {seconds:9.2f} {ratio:11.2f}"
-        print(f"{rows:7d} {times} {plain_memory:9.0f} {memory:10.0f} {agree:6.2f}%", flush=True)
+    """Print one line for each size and way, then write them."""
+    chosen = common.arguments(__doc__, sizes=(1000, 4000, 16_000), full=(1000, 4000, 16_000, 40_000, 165_000), rounds=3)
+    common.one_thread()
+    rows: list[common.Row] = []
+    for size in chosen.sizes:
+        for row in compare(size, chosen.rounds if size < FEW else 1):
+            common.show(row)
+            rows.append(row)
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(command(size, Path(folder)))
+        common.show(rows[-1])
+    common.save(rows, chosen.output)
 
 
 if __name__ == "__main__":

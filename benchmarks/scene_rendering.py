@@ -1,20 +1,20 @@
 """Scenes per second on one core, against rasterising every icon with ImageDraw.text.
 
-    python benchmarks/scene_rendering.py [scenes]          about 30 s
+    python benchmarks/scene_rendering.py [scenes ...] [--full]          about 30 s
 
-"afresh" draws the same pictures, but takes each object's icon from the font anew, as the plain way
+"afresh" draws like pictures (edges differ a little), but takes each object's icon from the font anew, as the plain way
 would; "bare text" only stamps each icon flat on the backdrop, without halo, shading or turning, and
 so says what PIL's text drawing alone costs. The ways are interleaved: a change of the machine's pace
 hits all of them.
 """
 
 import statistics
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
+import common
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -34,8 +34,6 @@ from saferclip.data.iconworld.backdrops import backdrop
 from saferclip.data.iconworld.fonts import character, font_at
 from saferclip.data.iconworld.sprites import MARGIN, Sprite, quantised, style
 
-ROUNDS = 5
-
 
 def stamp(pen: ImageDraw.ImageDraw, glyph: str, middle: tuple[float, float], size: int, fill: Any) -> None:
     """Draw one icon from its font."""
@@ -44,7 +42,7 @@ def stamp(pen: ImageDraw.ImageDraw, glyph: str, middle: tuple[float, float], siz
 
 
 def sprite_afresh(glyph: str, style_name: str, size: int, angle: int, bright: bool) -> Sprite:
-    """What rendering.sprite gives, from the font each time."""
+    """Much as rendering.sprite draws it, from the font each time."""
     side = size + 2 * MARGIN
     image = Image.new("L", (side, side))
     stamp(ImageDraw.Draw(image), glyph, (side / 2, side / 2), size, 255)
@@ -53,7 +51,7 @@ def sprite_afresh(glyph: str, style_name: str, size: int, angle: int, bright: bo
 
 
 def draw_afresh(scene: Scene) -> NDArray[np.uint8]:
-    """The same picture without the cache of sprites."""
+    """A like picture without the cache of sprites."""
     with patch.object(rendering, "sprite", sprite_afresh):
         return render(scene)
 
@@ -76,20 +74,34 @@ def pace(draw: Callable[[Scene], Any], scenes: list[Scene]) -> float:
     return len(scenes) / (time.process_time() - start)
 
 
-def main(count: int) -> None:
-    """Print one line per style: median paces of the rounds and the median ratio of ours to afresh."""
-    print(f"{'style':<12}{'scenes/s':>10}{'afresh':>10}{'ratio':>8}{'bare text':>12}")
-    ways = (render, draw_afresh, draw_bare_text)
+def compare(count: int, rounds: int) -> Iterator[common.Row]:
+    """Median paces of the rounds, and the median ratio of ours to afresh, in every style."""
+    ways = {"ours": render, "afresh": draw_afresh, "bare text": draw_bare_text}
     for name in STYLES + HELD_OUT_STYLES:
         rng = np.random.default_rng(0)
         scenes = [sample_scene(rng, common_concepts(), style=name) for _ in range(count)]
-        for way in ways:  # fill the caches
+        for way in ways.values():  # fill the caches
             pace(way, scenes)
-        rounds = [[pace(way, scenes) for way in ways] for _ in range(ROUNDS)]
-        ours, afresh, bare = (statistics.median(column) for column in zip(*rounds, strict=True))
-        ratio = statistics.median(first / second for first, second, _ in rounds)
-        print(f"{name:<12}{ours:>10,.0f}{afresh:>10,.0f}{ratio:>8.1f}{bare:>12,.0f}")
+        paces = [[pace(way, scenes) for way in ways.values()] for _ in range(rounds)]
+        middle = [round(statistics.median(column)) for column in zip(*paces, strict=True)]
+        yield {
+            "scenes": count,
+            "style": name,
+            **{f"{way}_per_second": value for way, value in zip(ways, middle, strict=True)},
+            "to_afresh": common.median_ratio(*zip(*((row[0], row[1]) for row in paces), strict=True)),
+        }
+
+
+def main() -> None:
+    """Print one line for each style, then write them."""
+    chosen = common.arguments(__doc__, sizes=(500,), full=(5000,), rounds=5)
+    rows: list[common.Row] = []
+    for count in chosen.sizes:
+        for row in compare(count, chosen.rounds):
+            common.show(row)
+            rows.append(row)
+    common.save(rows, chosen.output)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 500)
+    main()

@@ -1,0 +1,73 @@
+"""The benchmarks, at toy sizes: the ways that they compare give the same results. How fast they are is not tested."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+Rows = list[dict[str, str]]
+MODULES = ("common", "mining", "evaluation", "scene_rendering")
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Rows]:
+    """A function that starts a benchmark as a user would, and returns the rows of its CSV."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    for name in MODULES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    threads = torch.get_num_threads()
+
+    def run(name: str, *arguments: str) -> Rows:
+        output = tmp_path / "numbers" / f"{name}.csv"
+        monkeypatch.setattr(
+            sys, "argv", [f"benchmarks/{name}.py", *arguments, "--rounds", "2", "--output", str(output)]
+        )
+        module: ModuleType = __import__(name)
+        try:
+            module.main()
+        finally:
+            torch.set_num_threads(threads)
+            for loaded in MODULES:
+                sys.modules.pop(loaded, None)
+        with output.open(encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    return run
+
+
+def test_every_way_of_mining_finds_the_same_neighbours(benchmark: Callable[..., Rows]) -> None:
+    pytest.importorskip("faiss", reason="compared with where it is installed: it is an extra")
+    rows = benchmark("mining", "300")
+    agree = {row["way"]: row["agree"] for row in rows if row["agree"]}
+    assert {"mining", "float64", "plain", "faiss"} <= agree.keys()
+    assert set(agree.values()) == {"100.0"}
+    assert float(rows[-1]["peak_mb"]) > 0
+    assert {row["torch"] for row in rows} == {torch.__version__.partition("+")[0]}
+    assert all(row["processor"] and row["date"] for row in rows)
+
+
+def test_every_way_of_evaluating_finds_the_same_ranks(benchmark: Callable[..., Rows]) -> None:
+    rows = benchmark("evaluation", "70", "--gallery", "90")
+    agree = {row["way"]: row["agree"] for row in rows if row["agree"]}
+    assert agree == {"evaluation": "100.0", "loop": "100.0", "CLIP_benchmark": "100.0"}
+
+
+def test_scenes_are_drawn_in_every_style(benchmark: Callable[..., Rows]) -> None:
+    rows = benchmark("scene_rendering", "2")
+    assert len({row["style"] for row in rows}) == len(rows) > 1
+    assert all(float(row["to_afresh"]) > 0 for row in rows)
+
+
+def test_make_starts_every_benchmark() -> None:
+    """All scripts but the module that they share, which has nothing to start."""
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert {path for path in scripts if "__main__" not in (ROOT / "benchmarks" / f"{path}.py").read_text()} == {
+        "common"
+    }
