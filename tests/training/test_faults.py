@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from saferclip import io, signals
+from saferclip.config import ConfigError
 from saferclip.training import checkpoint, progress, train
+from saferclip.training.tuner import Tuner
 
 
 @pytest.fixture
@@ -197,6 +199,17 @@ def test_a_state_for_which_there_is_no_room_leaves_the_one_before(
     again = training(vit_material, "run")
     assert again.wait() == 0, again.text
     assert same_run(unbroken, stopped.with_name("run"))
+
+
+def test_a_gpu_that_is_too_small_is_named(vit_material: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total of 80 GiB.")
+
+    monkeypatch.setattr(Tuner, "_backward", run_out)
+    with pytest.raises(
+        ConfigError, match=r"^CUDA out of memory: train on more GPUs.* raise optimisation\.accumulation"
+    ):
+        train.train(vit_material.settings(), 0, output=tmp_path / "a", state=tmp_path / "b", **vit_material.files())
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,9 @@ def train(
     Where torchrun has started several processes, they share each batch, and the first one writes.
 
     Raises DivergenceError, and writes no output, if the loss is not finite; ConfigError if the
-    adapters do not fit the model, or there are fewer GPUs than processes; DataError if the inputs do not
-    fit each other, or if another process was killed; Ended, with the state saved, if a signal asks for it.
+    adapters do not fit the model, a GPU is too small, or there are fewer GPUs than processes; DataError if the
+    inputs do not fit each other, or if another process was killed; Ended, with the state saved, if a signal
+    asks for it.
     """
     files = {"train": train, "validation": validation, "embeddings": embeddings, "neighbours": neighbours}
     with processes.connected() as group:
@@ -86,7 +88,7 @@ def train(
 
         checkpoint = Checkpoint(state, digest(identity), group)
         progress = Progress(**(checkpoint.restore(tuner.weights, tuner.optimiser) or {}))
-        with signals.deferred() as request, inputs.decoding():
+        with signals.deferred() as request, inputs.decoding(), _gpu_memory():
             keeper = Keeper(checkpoint, tuner, progress, request)
             for epoch in range(progress.epoch + 1, settings.optimisation.epochs + 1):
                 _epoch(epoch, seed, material, keeper)
@@ -173,6 +175,18 @@ def _be_deterministic(device: torch.device, seed: int) -> None:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@contextmanager
+def _gpu_memory() -> Iterator[None]:
+    """Raise ConfigError, which says what to try, where the memory of a GPU does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"{str(error).partition('. ')[0]}: train on more GPUs, which share each batch (gpu), or raise "
+            "optimisation.accumulation, which splits it into smaller parts with fewer negatives each"
+        ) from error
 
 
 def _check_finite(place: Mapping[str, int], numbers: Mapping[str, float]) -> None:
