@@ -141,13 +141,13 @@ def unavailable() -> str:
 
 
 def install() -> None:
-    """Install Debian's packages where a program is missing; services that they bring are not started."""
+    """Install Debian's packages where a program is missing; Failed where that cannot be done."""
     if all(shutil.which(program, path=SEARCH) for program in PROGRAMS):
         return
     if reason := unavailable():
         raise Failed(reason)
     for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
         done = subprocess.run(
             ["apt-get", *command],
             env=environment,
@@ -216,13 +216,8 @@ def _free_port() -> int:
 
 def _start(made: Cluster) -> None:
     folder = made.folder
-    munged = (
-        "munged",
-        "--foreground",
-        "--force",
-        *(f"--{option}={folder}/munge.{option.split('-')[0]}" for option in ("socket", "key-file", "pid-file")),
-        *(f"--{option}={folder}/munge.{option.split('-')[0]}" for option in ("log-file", "seed-file")),
-    )
+    files = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
+    munged = ("munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *files)
     daemons = {"munged": _daemon(made, *munged)}
     _wait("munged", folder, daemons, (folder / "munge.socket").exists)
     daemons["slurmctld"] = _daemon(made, "slurmctld", "-D")

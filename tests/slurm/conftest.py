@@ -32,8 +32,10 @@ def clusters() -> ModuleType:
 @pytest.fixture(scope="module")
 def slurm(clusters: ModuleType) -> Iterator[Any]:
     """A running cluster, which every command that a test starts finds in its environment."""
-    if reason := clusters.unavailable():
-        pytest.skip(reason)
+    try:
+        clusters.install()
+    except clusters.Failed as error:
+        pytest.skip(f"no SLURM cluster here: {error}")
     with clusters.cluster() as made, pytest.MonkeyPatch.context() as patch:
         for name in ("SLURM_CONF", "PATH"):
             patch.setenv(name, made.environment[name])

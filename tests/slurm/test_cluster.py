@@ -24,10 +24,11 @@ import yaml
 
 pytest.importorskip("snakemake_executor_plugin_slurm")
 
+ROOT = Path(__file__).parents[2]
 PROFILE = Path("workflow/profiles/slurm/profile.yaml")
 RUN = Path("results/tiny")
 LONG = 20  # epochs of a training that is long enough to be interrupted
-WAIT_SECONDS = 300
+WAIT_SECONDS = 600
 # All in which the test cluster differs from a real one: it has no accounting, and it is asked every second. The plugin
 # would ask ever more rarely, and has no option for that.
 TEST_CLUSTER = ("--slurm-status-command", "squeue", "--latency-wait", "10")
@@ -261,9 +262,19 @@ def test_gpus_are_asked_for_as_sites_differ(trial: Future[Finished], way: str) -
     assert (0 if devices == "none" else len(set(devices.split(",")))) == count
 
 
+def test_the_profile_knows_every_step() -> None:
+    """In the text, since no run has all rules."""
+    text = "\n".join(file.read_text() for file in sorted((ROOT / "workflow/rules").glob("*.smk")))
+    rules = set(re.findall(r"^ *(?:rule|use rule \w+ as) (\w+)", text, re.MULTILINE))
+    only_name_files = {"downloads", "exports", "figures_and_tables"}
+    always_local = {"download", "benchmark_images", "report"}
+    profile = yaml.safe_load((ROOT / PROFILE).read_text())
+    assert rules - only_name_files - always_local == set(profile["set-resources"])
+
+
 def test_memory_grows_with_every_attempt() -> None:
     """Each rule of the profile, and the default for any other."""
-    profile = yaml.safe_load((Path(__file__).parents[2] / PROFILE).read_text())
+    profile = yaml.safe_load((ROOT / PROFILE).read_text())
     asked = [entry["mem_mb"] for entry in (profile["default-resources"], *profile["set-resources"].values())]
     assert len(asked) > 15
     for memory in asked:
