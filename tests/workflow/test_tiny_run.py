@@ -106,17 +106,29 @@ def test_after_a_pull_one_change_runs_only_what_depends_on_it(pulled: Any) -> No
     assert {"data", "embedding", "mining", "benchmark"}.isdisjoint(rate.counts)
 
 
-def test_after_a_pull_that_change_can_be_run(pulled: Any) -> None:
-    """The pulled files really are all that the remaining steps need."""
-    pulled.snakemake(f"{RESULTS}/tables/main.html", config=pulled.variant("dpi", {"figures.dpi": 70}, "tiny"))
-
-
 def test_a_forced_pull_brings_the_delivered_run_back(pulled: Any) -> None:
     (pulled.folder / RESULTS / "mining/summary.json").write_text("{}")
     (pulled.folder / ".snakemake/metadata/another-run").write_text("{}")
     assert pulled.run("dvc", "pull", check=False).returncode != 0  # never silently over local changes
     pulled.run("dvc", "pull", "--force")
     assert "Nothing to be done" in pulled.plan(config="tiny").text
+
+
+def test_a_new_state_is_recorded_for_others(pulled: Any, project_copy: Any) -> None:
+    """Run after a pull, so the pulled files really are all that the step needs; versioned; pulled by another clone."""
+    figure = RESULTS / "figures/main_comparison.png"
+    before = (pulled.folder / figure).read_bytes()
+    pulled.variant("tiny", {"figures.dpi": 70}, "tiny")
+    pulled.snakemake(str(figure), config="tiny")
+    pulled.run("dvc", "commit", "--force", "tiny")
+    pulled.run("dvc", "push")
+    _save(pulled, "another resolution")
+    other = project_copy("other", empty=True)
+    other.run("git", "clone", "--quiet", str(pulled.folder), ".")
+    other.run("dvc", "pull")
+    assert (other.folder / figure).read_bytes() == (pulled.folder / figure).read_bytes() != before
+    assert "Nothing to be done" in other.plan(str(figure), config="tiny").text
+    assert "up to date" in other.run("dvc", "status").stdout
 
 
 def test_chosen_learning_rates_come_into_the_report(tiny: Any) -> None:
@@ -136,16 +148,20 @@ def test_chosen_learning_rates_come_into_the_report(tiny: Any) -> None:
 @pytest.fixture(scope="module")
 def pulled(tiny: Any, project_copy: Any) -> Iterator[Any]:
     """A clone of the tiny project, with what `dvc pull` brings and nothing else."""
-    identity = ("-c", "user.name=test", "-c", "user.email=test@example.org")
     tiny.version("tiny")
     tiny.run("dvc", "push")
-    tiny.run("git", "add", "--all")
-    tiny.run("git", *identity, "commit", "--quiet", "--message", "results")
+    _save(tiny, "results")
     clone = project_copy("clone", empty=True)
     clone.run("git", "clone", "--quiet", str(tiny.folder), ".")
     assert not (clone.folder / RESULTS).exists()
     clone.run("dvc", "pull")
     return clone
+
+
+def _save(project: Any, message: str) -> None:
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    project.run("git", "add", "--all")
+    project.run("git", *identity, "commit", "--quiet", "--message", message)
 
 
 def _times(project: Any) -> dict[str, int]:
