@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
+from string import ascii_lowercase
 from typing import NamedTuple
 
 import yaml
 
+from saferclip.ethics.automaton import Automaton, Form
+
 WORDS = Path(__file__).with_name("words.yaml")
 ADULT = 20  # an age told in years that is below this one could be a minor's
 UNREADABLE = "letters that cannot be read"
+LONGEST = 20_000  # characters of a text; nobody reads more to the end
 
 # What may stand for a letter, besides the letter itself.
 LOOKS = {
@@ -26,6 +30,7 @@ LOOKS = {
     **{"o": "0", "s": "5$z", "t": "7+", "z": "2s"},
 }
 MASKS = "*#%"  # what hides a letter
+HIDING = "?_.-"  # what may do so in words that count alone
 REVERSALS = {
     "LRO",
     "RLO",
@@ -84,6 +89,8 @@ def minor_hint(captions: Iterable[str]) -> str | None:
 
 @lru_cache(maxsize=10_000)
 def _minor_hint(caption: str) -> str | None:
+    if len(caption) > LONGEST:
+        return UNREADABLE
     text = readable(caption)
     return _unreadable(text) or _young_age(text) or _word("minors", text)
 
@@ -91,6 +98,8 @@ def _minor_hint(caption: str) -> str | None:
 @lru_cache(maxsize=10_000)
 def sexual_hint(text: str) -> str | None:
     """What in a text is sexual or cannot be read, or None."""
+    if len(text) > LONGEST:
+        return UNREADABLE
     plain = readable(text)
     return _unreadable(plain) or _word("sexual", plain)
 
@@ -181,22 +190,43 @@ def _years(number: str) -> int:
 
 def _word(group: str, text: str) -> str | None:
     """The first word of a group that a text holds, however it is spelt; None if there is none."""
-    patterns = _patterns(group)
-    for pattern in patterns:
-        for found in pattern.finditer(text):
-            letters = sum(character.isalpha() for character in found[0])
-            if letters >= 2 or letters > len(found[0]) / 3:
-                return found[0].strip()
+    for found in _found(group, text):
+        letters = sum(character.isalpha() for character in found)
+        if letters >= 2 or letters > len(found) / 3:
+            return found.strip()
     return None
+
+
+def _found(group: str, text: str) -> Iterator[str]:
+    """All that looks like a word of a group; by expressions where these are quick, which is nearly always."""
+    if _repetitive().search(text):
+        for automaton in _automata(group):
+            yield from automaton.search(text)
+    else:
+        for pattern in _patterns(group):
+            yield from (found[0] for found in pattern.finditer(text))
+
+
+@cache
+def _repetitive() -> re.Pattern[str]:
+    """Four characters side by side that may all stand for one letter: an expression would try all ways to part them."""
+    kinds = [f"[{re.escape(letter + LOOKS.get(letter, '') + MASKS + HIDING)}]{{4}}" for letter in ascii_lowercase]
+    return re.compile("|".join([r"[^\w\s]{4}", r"[\W_]{8}", *kinds]))
+
+
+@cache
+def _words(group: str) -> tuple[list[str], list[str]]:
+    """Words that count anywhere, also within others, and words and phrases that count alone."""
+    entries = yaml.safe_load(WORDS.read_text(encoding="utf-8"))[group]
+    anywhere = [word for entry in entries for word in entry.get("anywhere", ())]
+    return anywhere, [word for entry in entries for word in (*entry.get("words", ()), *entry.get("phrases", ()))]
 
 
 @cache
 def _patterns(group: str) -> _Patterns:
-    entries = yaml.safe_load(WORDS.read_text(encoding="utf-8"))[group]
-    anywhere = [word for entry in entries for word in entry.get("anywhere", ())]
-    words = [word for entry in entries for word in (*entry.get("words", ()), *entry.get("phrases", ()))]
+    anywhere, words = _words(group)
     within = "|".join(_spelt(word, r"[^\w\s]{0,2}_?", MASKS) for word in anywhere)
-    whole = "|".join(_spelt(word, r"[^\w\s]{0,2}_?", f"{MASKS}?_.-") for word in words)
+    whole = "|".join(_spelt(word, r"[^\w\s]{0,2}_?", MASKS + HIDING) for word in words)
     gaps = "|".join(_spelt(word, r"[\W_]{0,3}", "", ends=True) for word in (*anywhere, *words))
     return _Patterns(
         re.compile(rf"(?:{within})|(?<![a-z])(?:{whole})(?:e?[s5$z])?(?![a-z])"),
@@ -204,23 +234,34 @@ def _patterns(group: str) -> _Patterns:
     )
 
 
+@cache
+def _automata(group: str) -> tuple[Automaton, Automaton]:
+    """The same as automata, which take as long for any text of one length."""
+    anywhere, words = _words(group)
+    narrow, wide = (r"[^\w\s]", r"[^\w\s]", "_"), (r"[\W_]",) * 3
+    within = Form([_letters(word, MASKS) for word in anywhere], narrow, 2, (), False)
+    whole = Form([_letters(word, MASKS + HIDING) for word in words], narrow, 2, ("e", "[s5$z]"), True)
+    gaps = Form([_letters(word, "", ends=True) for word in (*anywhere, *words)], wide, 0, ("e", "s"), True)
+    return Automaton.of([within, whole]), Automaton.of([gaps])
+
+
 def _spelt(word: str, gap: str, masks: str, ends: bool = False) -> str:
-    """An expression for a word with look-alikes, masks within, letters repeated, and a gap between any two letters.
+    """An expression for a word with letters repeated, and a gap between any two."""
+    parts = _letters(word, masks, ends)
+    # Once, or three times and more: "soon" is not "son", but "booooy" is "boy".
+    return r"[\W_]+".join(gap.join(f"{one}(?:{one}{{2,}})?" for one in part) for part in parts)
+
+
+def _letters(word: str, masks: str, ends: bool = False) -> list[list[str]]:
+    """What may stand for each letter of each part of a word: look-alikes, and masks within.
 
     With ``ends`` the first and the last letter have no look-alikes, or "5 on" and "to 7" would be words.
     """
-    words = []
-    for part in word.split():
-        letters = [
-            _letter(letter, "" if edge and ends else LOOKS.get(letter, ""), "" if edge else masks)
+    return [
+        [
+            f"[{re.escape(letter + ('' if edge and ends else LOOKS.get(letter, '')) + ('' if edge else masks))}]"
             for position, letter in enumerate(part)
             for edge in [position in (0, len(part) - 1)]
         ]
-        words.append(gap.join(letters))
-    return r"[\W_]+".join(words)
-
-
-def _letter(letter: str, looks: str, masks: str) -> str:
-    # Once, or three times and more: "soon" is not "son", but "booooy" is "boy".
-    one = f"[{re.escape(letter + looks + masks)}]"
-    return f"{one}(?:{one}{{2,}})?"
+        for part in word.split()
+    ]
