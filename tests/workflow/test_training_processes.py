@@ -16,11 +16,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from saferclip.config import MiningSettings
+from saferclip.config import MiningSettings, load
 from saferclip.mining import embedding, nearest
 
 RUN = Path("results/several")
-EPOCHS = 60  # of one step each, so that there is a middle to stop in
+EPOCHS = 40  # of one step each, so that there is a middle to stop in
 
 
 @pytest.fixture
@@ -33,9 +33,7 @@ def prepared(project_copy: Any, tiny_resnet_clip_folder: Path, tiny_quadruples: 
     (run / "data").mkdir()
     for split, count in {"train": 13, "validation": 6}.items():
         shutil.copy(tiny_quadruples(count, split), run / f"data/{split}.parquet")
-    settings = MiningSettings.model_validate(
-        json.loads(project.run("saferclip", "settings", "mining", "--config", "config/several.yaml").stdout)
-    )
+    settings = MiningSettings.model_validate_json(load(project.folder / "config/several.yaml").settings_of("mining"))
     train, validation = run / "data/train.parquet", run / "data/validation.parquet"
     embedding.embed(settings, run / "base_model", train, validation, run / "embedding")
     nearest.mine(settings, train, run / "embedding" / embedding.FILE, run / "mining")
@@ -45,9 +43,7 @@ def prepared(project_copy: Any, tiny_resnet_clip_folder: Path, tiny_quadruples: 
 def test_torchrun_starts_two_processes_that_stop_and_go_on_as_one_would(prepared: Any) -> None:
     results = f"{RUN}/training/safer-clip/seed-0"
     folder, log = prepared.folder / results, prepared.folder / "stopped.log"
-    settings = prepared.run(
-        "saferclip", "settings", "training", "--method", "safer-clip", "--config", "config/several.yaml"
-    ).stdout
+    settings = load(prepared.folder / "config/several.yaml").settings_of("training", "safer-clip")
     command = (
         *(sys.executable, "-m", "saferclip", "training", "--settings", settings, "--seed", "0"),
         *("--base-model", f"{RUN}/base_model", "--train", f"{RUN}/data/train.parquet"),
