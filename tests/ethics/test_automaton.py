@@ -67,3 +67,8 @@ def test_ordinary_captions_are_read_by_expressions(monkeypatch: pytest.MonkeyPat
 def test_a_text_that_nobody_reads_to_the_end_counts_as_both() -> None:
     text = "a cat " * 2_000_000
     assert ethics.minor_hint([text]) == ethics.sexual_hint(text) == ethics.UNREADABLE
+
+
+def test_an_age_of_more_digits_than_python_reads_is_no_minors() -> None:
+    assert ethics.minor_hint([f"a cat {'9' * 10_000} years old"]) is None
+    assert ethics.minor_hint([f"a cat {'9' * 10_000}, 12 years old"]) == "12 years old"
