@@ -273,8 +273,8 @@ def _stop(made: Cluster) -> None:
             if not made.run("squeue", "--noheader").strip():
                 break
             time.sleep(0.2)
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for _ in range(STOP_SECONDS * 5):
+    for number, seconds in ((signal.SIGTERM, 3), (signal.SIGKILL, STOP_SECONDS)):
+        for _ in range(seconds * 5):
             found = _members(made)
             for process in found:
                 with suppress(ProcessLookupError):
