@@ -142,21 +142,32 @@ class Killer:
         return {stage for fault in killed for stage in (fault.stage, *fault.others)} - {BETWEEN}
 
     def kill_times(self, count: int) -> None:
-        """Kill the run ``count`` times: once in each step, in the order of the run, and at any other moment between."""
+        """Kill the run ``count`` times: once in each step, in the order of the run, and at any other moment between.
+
+        A few times more where a step had ended before its kill came.
+        """
         steps = len(self.durations)
         anywhere = [True] * max(0, count - steps) + [False] * (steps - 1)
         self.random.shuffle(anywhere)
-        for free in [*anywhere, False]:  # the last one may be the last step's
-            missed = self.passed - self.hit
-            again = () if free or not missed else ("--forcerun", sorted(missed)[0].replace("-", "_"))
-            run = Run(self.project, self.config, *again)
-            job = self._wait_anywhere(run) if free else self._wait_for_new(run)
-            if run.over:
-                raise AssertionError(f"the run ended by itself after {self.injected}:\n{run.text[-2000:]}")
-            self._kill(run, job, [JOB, SNAKEMAKE, ALL] if free else [JOB, ALL])
-            self.look_for_resumed()
-            if self.injected[-1].fault != SNAKEMAKE:  # else its jobs go on writing, beside those of the next run
-                self._check_halves()
+        for free in anywhere:
+            self._run_and_kill(free)
+        for _ in range(steps):
+            if self.hit == self.durations.keys():
+                return
+            self._run_and_kill(free=False)
+
+    def _run_and_kill(self, free: bool) -> None:
+        """Start the run and kill it: anywhere, or in a step that has not been hit, which is done again if it was done."""
+        missed = self.passed - self.hit
+        again = () if free or not missed else ("--forcerun", sorted(missed)[0].replace("-", "_"))
+        run = Run(self.project, self.config, *again)
+        job = self._wait_anywhere(run) if free else self._wait_for_new(run)
+        if run.over:
+            raise AssertionError(f"the run ended by itself after {self.injected}:\n{run.text[-2000:]}")
+        self._kill(run, job, [JOB, SNAKEMAKE, ALL] if free else [JOB, ALL])
+        self.look_for_resumed()
+        if self.injected[-1].fault != SNAKEMAKE:  # else its jobs go on writing, beside those of the next run
+            self._check_halves()
 
     def _check_halves(self) -> None:
         """What is under a final name is whole, at whatever moment the kill came."""
@@ -215,7 +226,7 @@ class Killer:
             return
         alive = [at_work.step for at_work in self._jobs(run)]
         stage = job.step if job and job.step in alive else next(iter(alive), BETWEEN)
-        if way == SNAKEMAKE:
+        if way == SNAKEMAKE and REPORT not in alive:  # the report's job would end the run without it
             self.orphaned.append(run)
             run.kill_snakemake()  # its jobs live on, and may write while the next run does
             self.injected.append(Injected(SNAKEMAKE, stage))

@@ -73,7 +73,7 @@ def test_every_step_takes_part(undisturbed: tuple[Any, dict[str, float]]) -> Non
 
 
 def test_every_step_was_killed(killed: Killed) -> None:
-    assert len(killed.injected) == KILLS
+    assert len(killed.injected) >= KILLS
     assert killed.hit == STEPS
 
 
