@@ -157,7 +157,7 @@ class Killer:
             self._run_and_kill(free=False)
 
     def _run_and_kill(self, free: bool) -> None:
-        """Start the run and kill it: anywhere, or in a step that has not been hit, which is done again if it was done."""
+        """Start the run and kill it: anywhere, or in a step not hit before, which is done again if it had ended."""
         missed = self.passed - self.hit
         again = () if free or not missed else ("--forcerun", sorted(missed)[0].replace("-", "_"))
         run = Run(self.project, self.config, *again)
