@@ -10,7 +10,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 VENV := .venv
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: reproduce benchmark rehearse faults test lint format environment s3 lock artifacts clean
+.PHONY: reproduce benchmark rehearse faults test lint format environment lock artifacts clean
 
 reproduce: environment
 	snakemake --cores all
@@ -28,7 +28,7 @@ benchmark: environment
 	set -e; for script in $(filter-out benchmarks/common.py, $(wildcard benchmarks/*.py)); do \
 		echo $$script; python $$script $(FULL); done
 
-test: lint s3
+test: lint
 	pytest --numprocesses 2 --dist loadfile
 
 lint: environment
@@ -53,20 +53,10 @@ $(VENV)/complete: requirements.lock pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-# DVC with S3, apart from our packages: pyproject.toml says why.
-s3: $(VENV)/s3/complete
-
-$(VENV)/s3/complete: requirements-s3.lock $(VENV)/complete
-	$(PYTHON) -m venv --clear $(VENV)/s3
-	$(VENV)/s3/bin/python -m pip install --quiet --require-hashes --requirement requirements-s3.lock
-	touch $@
-
 # Newest versions within the ranges of pyproject.toml, for every platform and Python at once.
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-header \
 		--no-emit-index-url --upgrade pyproject.toml --output-file requirements.lock
-	uv pip compile --quiet --universal --python-version 3.11 --group s3 --generate-hashes --no-header \
-		--no-emit-index-url --upgrade --output-file requirements-s3.lock
 
 # Version what the last run made: see CONTRIBUTING.md.
 artifacts: environment

@@ -22,13 +22,12 @@ import saferclip
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = (ROOT / "requirements.lock").read_text()
-S3_LOCK = (ROOT / "requirements-s3.lock").read_text()  # an environment of its own
 
 
-def locked(lock: str = LOCK) -> dict[str, list[Requirement]]:
+def locked() -> dict[str, list[Requirement]]:
     """Name -> its pinned versions; more than one where they differ between platforms or Pythons."""
     pins: dict[str, list[Requirement]] = {}
-    for line in re.findall(r"^([a-z0-9].*?) ?\\?$", lock, re.MULTILINE):
+    for line in re.findall(r"^([a-z0-9].*?) ?\\?$", LOCK, re.MULTILINE):
         requirement = Requirement(line)
         pins.setdefault(canonicalize_name(requirement.name), []).append(requirement)
     return pins
@@ -54,20 +53,11 @@ def test_the_lock_holds_what_the_project_asks_for(requirement: Requirement) -> N
         assert version_of(pin) in requirement.specifier, f"{pin} is outside the project's range: make lock"
 
 
-def test_dvc_with_s3_is_locked_apart_and_is_the_same_dvc() -> None:
-    pins = locked(S3_LOCK)
-    for line in PROJECT["dependency-groups"]["s3"]:
-        requirement = Requirement(line)
-        assert all(version_of(pin) in requirement.specifier for pin in pins[canonicalize_name(requirement.name)]), line
-    assert pins["dvc"] == locked()["dvc"]
-
-
-@pytest.mark.parametrize("lock", [LOCK, S3_LOCK], ids=["requirements.lock", "requirements-s3.lock"])
-def test_every_pin_has_hashes_and_no_index_is_named(lock: str) -> None:
-    blocks = re.split(r"^(?=[a-z0-9])", lock, flags=re.MULTILINE)[1:]
+def test_every_pin_has_hashes_and_no_index_is_named() -> None:
+    blocks = re.split(r"^(?=[a-z0-9])", LOCK, flags=re.MULTILINE)[1:]
     assert len(blocks) > 100
     assert [block.splitlines()[0] for block in blocks if "--hash=sha256:" not in block] == []
-    assert not re.search(r"https?://|--index|--find-links|--extra", lock)
+    assert not re.search(r"https?://|--index|--find-links|--extra", LOCK)
 
 
 def test_torch_and_torchvision_are_of_one_release() -> None:
@@ -89,10 +79,9 @@ def test_conda_builds_the_locked_environment() -> None:
 
 def test_make_installs_the_locks_and_nothing_beside_them() -> None:
     installs = re.findall(r"pip install (.*)", (ROOT / "Makefile").read_text())
-    assert len(installs) == 3
+    assert len(installs) == 2
     assert "--require-hashes --requirement requirements.lock" in installs[0]
     assert "--no-deps --no-build-isolation --editable ." in installs[1]
-    assert "--require-hashes --requirement requirements-s3.lock" in installs[2]
 
 
 def test_continuous_integration_runs_make_test_and_nothing_else() -> None:

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
+from moto.server import ThreadedMotoServer
 
 ROOT = Path(__file__).parents[2]
-S3 = ROOT / ".venv/s3/bin"  # DVC with S3, and moto: `make s3`
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1"}
-SERVER = """
-import sys
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(*server.get_host_and_port(), flush=True)
-sys.stdin.read()
-"""
 
 
 def _projects() -> ModuleType:
@@ -53,18 +42,13 @@ def _own_memory_of_dvc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
     """The address of an S3 server with one bucket, ``runs``; credentials for it are in the environment."""
-    if not (S3.parent / "complete").is_file():
-        pytest.skip("DVC with S3 is not installed: make s3")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | CREDENTIALS
-    command = [S3 / "python", "-c", SERVER]
-    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}  # a line a request
-    server = subprocess.Popen(command, env=environment, text=True, **pipes)
-    assert server.stdout
-    host, port = server.stdout.readline().split()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
         try:
+            host, port = server.get_host_and_port()
             yield f"http://{host}:{port}"
         finally:
-            server.communicate("", timeout=30)
+            server.stop()

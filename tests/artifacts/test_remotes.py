@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,29 +13,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import boto3
 import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-S3 = ROOT / ".venv/s3/bin"
 RUN = Path("results/tiny")
 VICTIMS = (RUN / "mining/neighbours.parquet", RUN / "large")  # the files whose objects are damaged
-
-# Only the environment of S3 speaks to S3: read (or, given bytes in hexadecimal, write) an object, or delete some.
-BUCKET = """
-import sys, boto3
-endpoint, action, *names = sys.argv[1:]
-bucket = boto3.resource("s3", endpoint_url=endpoint).Bucket("runs")
-if action == "create":
-    bucket.create()
-elif action == "read":
-    sys.stdout.buffer.write(bucket.Object(names[0]).get()["Body"].read())
-elif action == "write":
-    bucket.Object(names[0]).put(Body=sys.stdin.buffer.read())
-elif action == "delete":
-    for name in names:
-        bucket.Object(name).delete()
-"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +28,6 @@ class FolderRemote:
 
     folder: Path
     name = "shared"
-    dvc = "dvc"
 
     @property
     def options(self) -> dict[str, str]:
@@ -66,32 +48,34 @@ class FolderRemote:
 
 @dataclass(frozen=True)
 class S3Remote:
-    """A remote in the bucket ``runs`` of a server, with the command line of the environment that knows S3."""
+    """A remote in the bucket ``runs`` of a server."""
 
     endpoint: str
     name = "bucket"
-    dvc = str(S3 / "dvc")
 
     @property
     def options(self) -> dict[str, str]:
         return {"url": "s3://runs/saferclip", "endpointurl": self.endpoint}
 
     def read(self, name: str) -> bytes:
-        return self._bucket("read", name)
+        content: bytes = self._object(name).get()["Body"].read()
+        return content
 
     def write(self, name: str, content: bytes) -> None:
-        self._bucket("write", name, content=content)
+        self._object(name).put(Body=content)
 
     def delete(self, *names: str) -> None:
-        self._bucket("delete", *names)
+        for name in names:
+            self._object(name).delete()
 
     def create(self) -> None:
-        self._bucket("create")
+        self._bucket().create()
 
-    def _bucket(self, action: str, *names: str, content: bytes = b"") -> bytes:
-        command = [S3 / "python", "-c", BUCKET, self.endpoint, action, *(f"saferclip/{name}" for name in names)]
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        return subprocess.run(command, input=content, stdout=subprocess.PIPE, env=environment, check=True).stdout
+    def _object(self, name: str) -> Any:
+        return self._bucket().Object(f"saferclip/{name}")
+
+    def _bucket(self) -> Any:
+        return boto3.resource("s3", endpoint_url=self.endpoint).Bucket("runs")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +102,7 @@ def remote(request: pytest.FixtureRequest, recorded: Any, tmp_path_factory: pyte
     for name, value in (options | {"verify": "true"}).items():
         recorded.run("dvc", "remote", "modify", remote.name, name, value)
     _save(recorded, f"remote {remote.name}")
-    recorded.run(remote.dvc, "push", "--remote", remote.name)
+    recorded.run("dvc", "push", "--remote", remote.name)
     return remote
 
 
@@ -133,7 +117,7 @@ def clone(recorded: Any, project_copy: Any) -> Iterator[Any]:
 
 
 def test_a_run_comes_back_with_the_same_bytes(recorded: Any, remote: Any, clone: Any) -> None:
-    clone.run(remote.dvc, "pull", "--remote", remote.name)
+    clone.run("dvc", "pull", "--remote", remote.name)
     assert _hashes(clone) == _hashes(recorded)
     assert len(_hashes(clone)) > 100
     assert "Nothing to be done" in clone.plan(config="tiny").text
@@ -144,7 +128,7 @@ def test_a_dropped_cache_is_fetched_again(recorded: Any, remote: Any) -> None:
     before = _hashes(recorded)
     for made in (".dvc/cache", "results", ".snakemake/metadata"):
         shutil.rmtree(recorded.folder / made)
-    recorded.run(remote.dvc, "pull", "--remote", remote.name)
+    recorded.run("dvc", "pull", "--remote", remote.name)
     assert _hashes(recorded) == before
     assert "all as their names say" in recorded.run("saferclip", "verify").stdout
 
@@ -156,11 +140,11 @@ def test_damage_in_a_remote_is_refused_named_and_mended(recorded: Any, remote: A
     remote.write(flipped, content[:-1] + bytes([content[-1] ^ 1]))
     remote.write(cut, remote.read(cut)[:-1])
 
-    pull = clone.run(remote.dvc, "pull", "--remote", remote.name, "--verbose", check=False)
+    pull = clone.run("dvc", "pull", "--remote", remote.name, "--verbose", check=False)
     assert pull.returncode != 0
     assert f"Checkout failed for following targets:\n{RUN}" in pull.stdout
     absent = clone.run(
-        remote.dvc, "status", "--remote", remote.name, "--cloud"
+        "dvc", "status", "--remote", remote.name, "--cloud"
     ).stdout  # "deleted": in the remote, but not here
     verify = clone.run("saferclip", "verify", check=False)
     assert verify.returncode == 1
@@ -172,23 +156,23 @@ def test_damage_in_a_remote_is_refused_named_and_mended(recorded: Any, remote: A
     assert absent.count("deleted: ") == verify.stdout.count("missing: ") == len(victims)
 
     remote.delete(*victims, _list(recorded))
-    recorded.run(remote.dvc, "push", "--remote", remote.name)
-    clone.run(remote.dvc, "pull", "--remote", remote.name)
+    recorded.run("dvc", "push", "--remote", remote.name)
+    clone.run("dvc", "pull", "--remote", remote.name)
     assert _hashes(clone) == _hashes(recorded)
 
 
 def test_a_changed_list_of_files_is_refused_and_mended(recorded: Any, remote: Any, clone: Any) -> None:
     name = _list(recorded)
     remote.write(name, _renamed(remote.read(name)))
-    pull = clone.run(remote.dvc, "pull", "--remote", remote.name, "--verbose", check=False)
+    pull = clone.run("dvc", "pull", "--remote", remote.name, "--verbose", check=False)
     assert pull.returncode != 0
     assert f"corrupted cache file '{clone.folder}/.dvc/cache/{name}'" in pull.stdout
     assert not (clone.folder / RUN).exists()
     assert f"not here: {RUN} (.dvc/cache/{name})\n" in clone.run("saferclip", "verify").stdout
 
     remote.delete(name)
-    recorded.run(remote.dvc, "push", "--remote", remote.name)
-    clone.run(remote.dvc, "pull", "--remote", remote.name)
+    recorded.run("dvc", "push", "--remote", remote.name)
+    clone.run("dvc", "pull", "--remote", remote.name)
     assert _hashes(clone) == _hashes(recorded)
 
 
