@@ -211,6 +211,7 @@ def test_a_zip_is_not_unpacked_to_the_disk_and_large_members_not_at_all(
 def test_places_without_pictures_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.zip").write_bytes(b"<html>")
-    for place, message in (("empty", "holds no pictures"), ("broken.zip", "cannot be read as an arch"), ("nowhere", "no such folder")):
+    messages = {"empty": "no pictures", "broken.zip": "cannot be read as an archive", "nowhere": "no such folder"}
+    for place, message in messages.items():
         with pytest.raises(io.DataError, match=message):
             picture_files.find(tmp_path / place)
