@@ -17,9 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from saferclip.similarity import fixed_point, search
-
-ROWS = 4096  # worked on at once where there is nothing to search
+from saferclip.similarity import CACHED, fixed_point, search
 
 
 class TopK(NamedTuple):
@@ -31,8 +29,11 @@ class TopK(NamedTuple):
 
 def similarities(left: Tensor, right: Tensor) -> Tensor:
     """Cosine of each row with its counterpart: two tensors (items, dim) to float64 (items,)."""
-    parts = zip(torch.split(left, ROWS), torch.split(right, ROWS), strict=True)
-    return torch.cat([(fixed_point(one) * fixed_point(other)).sum(dim=-1) for one, other in parts])
+    result = torch.empty(left.shape[:-1], dtype=torch.float64)
+    parts = (torch.split(rows, CACHED) for rows in (left, right, result))
+    for one, other, part in zip(*parts, strict=True):
+        part[:] = (fixed_point(one) * fixed_point(other)).sum(dim=-1)
+    return result
 
 
 def count_at_least(queries: Tensor, gallery: Tensor, threshold: Tensor, block_size: int) -> Tensor:

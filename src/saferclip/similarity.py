@@ -70,14 +70,18 @@ def search(
     if k > len(gallery):
         raise ValueError(f"top {k} of a gallery of {len(gallery)} items")
     items = _Items(gallery, order, precision or fastest(), block_size)
-    parts = []
+    found = Found(
+        torch.full((len(queries), k), -torch.inf, dtype=torch.float64),
+        torch.full((len(queries), k), -1, dtype=torch.int64),
+        torch.zeros(len(queries), dtype=torch.int64),
+    )
     with _precision_as_asked():
-        for rows in _slices(max(len(queries), 1), block_size):
-            part = _Part(queries[rows], None if threshold is None else threshold[rows], items, k)
+        for rows in _slices(len(queries), block_size):
+            asked = None if threshold is None else threshold[rows]
+            part = _Part(queries[rows], asked, items, Found(*(column[rows] for column in found)))
             for columns in _slices(len(gallery), block_size):
                 part.compare(columns)
-            parts.append(part.found())
-    return Found(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return found._replace(position=items.positions(found.position))
 
 
 class _Rounded(NamedTuple):
@@ -131,21 +135,15 @@ class _Items:
 
 
 class _Part:
-    """A block of queries on its way through the gallery."""
+    """A block of queries on its way through the gallery; what it finds it writes where it is told."""
 
-    def __init__(self, queries: Tensor, threshold: Tensor | None, items: _Items, k: int) -> None:
-        self.items, self.k = items, k
+    def __init__(self, queries: Tensor, threshold: Tensor | None, items: _Items, found: Found) -> None:
+        self.items, self.threshold = items, threshold
+        self.similarity, self.place, self.at_least = found
+        self.k = self.place.shape[1]
         self.asked, self.queries = queries, fixed_point(queries)
         self.rounded = _rounded(queries, None, items.rounded.values.dtype)
         self.error = _error(self.rounded, items.rounded)
-        self.similarity = torch.full((len(queries), k), -torch.inf, dtype=torch.float64)
-        self.place = torch.full((len(queries), k), -1, dtype=torch.int64)
-        self.threshold = threshold
-        self.at_least = torch.zeros(len(queries), dtype=torch.int64)
-
-    def found(self) -> Found:
-        """What the queries found so far."""
-        return Found(self.similarity, self.items.positions(self.place), self.at_least)
 
     def compare(self, columns: slice) -> None:
         """Take the items at these places of the order into account."""
