@@ -58,15 +58,16 @@ def timed(work: Callable[[], Result]) -> tuple[float, Result]:
     return time.process_time() - start, result
 
 
-def peak_of(command: Sequence[str]) -> tuple[float, float]:
-    """Seconds on the wall and peak memory in MB of a command; raises CalledProcessError's like if it fails."""
+def costs(command: Sequence[str]) -> Row:
+    """Seconds on the wall and of the processor, and peak memory in MB, of a command; RuntimeError if it fails."""
     start = time.perf_counter()
     process = os.posix_spawnp(command[0], list(command), os.environ)
     _, status, usage = os.wait4(process, 0)
     if status:
         raise RuntimeError(f"{command[0]} ended with status {os.waitstatus_to_exitcode(status)}")
     unit = 1 if sys.platform == "darwin" else 1024
-    return time.perf_counter() - start, usage.ru_maxrss * unit / 1e6
+    wall, work = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+    return {"wall": round(wall, 2), "seconds": round(work, 2), "peak_mb": round(usage.ru_maxrss * unit / 1e6)}
 
 
 def machine() -> Row:

@@ -15,20 +15,23 @@ Seconds are processor time of one thread, after the towers' work.  Memory is the
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import common
 import mining
 import torch
 from torch import Tensor
 
-from saferclip import metrics
+from saferclip import io, metrics
 
 BLOCK_SIZE = 1024  # of every configuration
 GALLERY = {False: 20_000, True: 100_000}  # without and with --full
 RECALLS = (1, 10, 20)
+INPUTS = ("queries", "gallery", "correct")
 LOOPED = 100  # queries of the loop
-HELD = 1_000  # queries for which the whole matrix is held, beside the matrices made of it
+HELD = 256  # queries whose whole matrix is held, beside larger matrices made of it
 BATCH = 64  # of CLIP_benchmark's command line
 
 
@@ -120,19 +123,28 @@ def compare(count: int, items: int, rounds: int) -> Iterator[common.Row]:
 
 
 def memory(count: int, items: int) -> common.Row:
-    """Peak of a process that makes the embeddings and evaluates, and of one that only makes them."""
-    peaks = [common.peak_of([sys.executable, __file__, "--memory", work, str(count), str(items)])[1] for work in "01"]
-    row = {"queries": count, "items": items, "way": "memory", "inputs_mb": round(peaks[0]), "peak_mb": round(peaks[1])}
+    """Peak of a process that reads cached embeddings and evaluates them, and of one that only reads."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "embeddings.safetensors"
+        io.write_tensors(file, dict(zip(INPUTS, material(count, items), strict=True)))
+        command = [sys.executable, __file__, "--memory", str(file)]
+        peaks = [common.costs([*command, work])["peak_mb"] for work in ("read", "evaluate")]
+    row = {"queries": count, "items": items, "way": "memory", "inputs_mb": peaks[0], "peak_mb": peaks[1]}
     return row | {"whole_matrix_mb": round(count * items * 4 / 1e6)}
+
+
+def measured(file: Path, work: str) -> None:
+    """What is done in the process whose memory is measured."""
+    inputs = io.read_tensors(file)
+    touched = [float(rows.sum()) for rows in inputs.values()]
+    if work == "evaluate" and touched:
+        ours(*(inputs[name] for name in INPUTS))
 
 
 def main() -> None:
     """Print one line for each number of queries and way, then write them."""
     if sys.argv[1:2] == ["--memory"]:
-        work, count, items = map(int, sys.argv[2:])
-        inputs = material(count, items)
-        if work:
-            ours(*inputs)
+        measured(Path(sys.argv[2]), sys.argv[3])
         return
     chosen = common.arguments(__doc__, sizes=(1000, 5000), full=(5000, 50_000), rounds=3)
     common.one_thread()

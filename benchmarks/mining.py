@@ -10,8 +10,9 @@ plain     the whole matrix in float32 at once, then the largest; only where it f
 mining    what the step does: the fastest product, and exact similarities where they matter
 faiss     IndexFlatIP
 
-Where there are many rows, ways other than mining and its bare product search for a part of the queries, and their time
-is multiplied: it grows with the number of queries, as the gallery is the same.  Seconds are processor time.
+Of many rows, only some queries search the whole gallery, and their time is multiplied, for it grows with their number;
+what mining does once for the gallery is measured apart and counted once.  The last line is the command itself, whole.
+Seconds are processor time of one thread.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from saferclip.mining.nearest import nearest
 DIM, DIRECTIONS = 768, 48
 BLOCK_SIZE = 2048  # of every configuration
 WHOLE = 16_000  # rows up to which the plain way is tried
-FEW, PART = 50_000, 32  # from so many rows on, some ways take one query of 32
+FEW = 20_000  # rows up to which all queries are searched for
 
 
 def embedded(rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -58,10 +59,9 @@ def blocks(queries: Tensor, gallery: Tensor) -> Iterator[tuple[Tensor, Tensor, i
             yield asked, items, number * BLOCK_SIZE
 
 
-def bare(queries: Tensor, gallery: Tensor, dtype: torch.dtype) -> None:
-    """All products, into one block."""
-    queries, gallery = queries.to(dtype), gallery.to(dtype)
-    block = torch.empty(BLOCK_SIZE * BLOCK_SIZE, dtype=dtype)
+def bare(queries: Tensor, gallery: Tensor) -> None:
+    """All products in the gallery's precision, into one block."""
+    queries, block = queries.to(gallery.dtype), torch.empty(BLOCK_SIZE * BLOCK_SIZE, dtype=gallery.dtype)
     for asked, items, _ in blocks(queries, gallery):
         torch.mm(asked, items.T, out=block[: len(asked) * len(items)].view(len(asked), len(items)))
 
@@ -83,41 +83,46 @@ def in_float64(queries: Tensor, gallery: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Way:
-    """One way of searching, and what its time is compared with."""
+    """One way of searching, given queries."""
 
     name: str
-    search: Callable[[Tensor, Tensor], Any]
-    whole: bool = False  # takes all queries whatever their number
+    search: Callable[[Tensor], Any]
+    part: int = 16  # of many queries, one of so many is searched for
     limit: int | None = None  # rows
+    prepares: bool = False  # does something for the gallery, whatever the number of queries
+
+    def seconds(self, queries: Tensor, part: int) -> tuple[float, Any]:
+        """Time for all queries, by that for every ``part``-th; and what these found."""
+        once = common.timed(lambda: self.search(queries[:1]))[0] if part > 1 and self.prepares else 0.0
+        taken = queries[::part].contiguous()
+        spent, found = common.timed(lambda: self.search(taken))
+        return once + (spent - once) * len(queries) / len(taken), found
 
 
 def ways(gallery: Tensor) -> list[Way]:
     """All of them; faiss if it is there."""
     ids = [f"{row:09d}" for row in range(len(gallery))]
+    by_id = torch.arange(len(ids))
     fastest = similarity.fastest()
+    rounded = gallery.to(fastest)
+
+    def in_float32(queries: Tensor) -> Tensor:
+        found = similarity.search(queries, gallery, BLOCK_SIZE, 1, order=by_id, precision=torch.float32)
+        return found.position[:, 0]
+
     found = [
-        Way("mining", lambda queries, gallery: nearest(queries, gallery, ids, BLOCK_SIZE)[0], whole=True),
-        Way(f"bare {_name(fastest)}", lambda queries, gallery: bare(queries, gallery, fastest), whole=True),
-        Way("float64", in_float64),
-        Way("plain", lambda queries, gallery: (queries @ gallery.T).argmax(dim=1), limit=WHOLE),
+        Way("mining", lambda queries: nearest(queries, gallery, ids, BLOCK_SIZE)[0], prepares=True),
+        Way(f"bare {_name(fastest)}", lambda queries: bare(queries, rounded)),
+        Way("float64", lambda queries: in_float64(queries, gallery), part=80),
+        Way("plain", lambda queries: (queries @ gallery.T).argmax(dim=1), limit=WHOLE),
     ]
     if fastest != torch.float32:
-        found += [
-            Way("bare float32", lambda queries, gallery: bare(queries, gallery, torch.float32)),
-            Way(
-                "mining in float32",
-                lambda queries, gallery: similarity.search(
-                    queries, gallery, BLOCK_SIZE, 1, precision=torch.float32
-                ).position[:, 0],
-                limit=FEW,
-            ),
-        ]
+        found.append(Way("bare float32", lambda queries: bare(queries, gallery), part=80))
+        found.append(Way("mining in float32", in_float32, limit=FEW))
     if (faiss := common.faiss_if_there()) is not None:
         index = faiss.IndexFlatIP(gallery.shape[1])
         index.add(gallery.numpy())
-        found.append(
-            Way("faiss", lambda queries, _: torch.from_numpy(index.search(queries.contiguous().numpy(), 1)[1][:, 0]))
-        )
+        found.append(Way("faiss", lambda queries: torch.from_numpy(index.search(queries.numpy(), 1)[1][:, 0]), part=80))
     return found
 
 
@@ -129,22 +134,21 @@ def compare(rows: int, rounds: int) -> Iterator[common.Row]:
     """Time all ways in turn, several times; mining's neighbours have to be those of exact arithmetic."""
     queries, gallery = embedded(rows)
     tried = [way for way in ways(gallery) if way.limit is None or rows <= way.limit]
-    taken = {way.name: queries if way.whole or rows < FEW else queries[::PART] for way in tried}
+    part = {way.name: 1 if rows <= FEW else way.part for way in tried}
     seconds: dict[str, list[float]] = {way.name: [] for way in tried}
-    found: dict[str, Tensor] = {}
+    found: dict[str, Any] = {}
     for _ in range(rounds):
         for way in tried:
-            spent, found[way.name] = common.timed(lambda way=way: way.search(taken[way.name], gallery))
-            seconds[way.name].append(spent * rows / len(taken[way.name]))
-            print(f"  {rows} rows, {way.name}: {seconds[way.name][-1]:.1f} s", flush=True)
-    fastest = f"bare {_name(similarity.fastest())}"
+            spent, found[way.name] = way.seconds(queries, part[way.name])
+            seconds[way.name].append(spent)
     for way in tried:
-        row: common.Row = {"rows": rows, "way": way.name, **common.spread(seconds[way.name])}
-        row["to_fastest_bare"] = common.median_ratio(seconds[way.name], seconds[fastest])
+        row: common.Row = {"rows": rows, "way": way.name, "one_query_of": part[way.name]}
+        row |= common.spread(seconds[way.name])
+        row["to_fastest_bare"] = common.median_ratio(seconds[way.name], seconds[f"bare {_name(similarity.fastest())}"])
         row["to_bare_float32"] = common.median_ratio(seconds[way.name], seconds["bare float32"])
         if found[way.name] is not None:
-            same = found["mining"][:: rows // len(found[way.name])][: len(found[way.name])] == found[way.name]
-            row["agree"] = round(100 * float(same.double().mean()), 3)
+            mined = found["mining"][:: part[way.name] // part["mining"]]
+            row["agree"] = round(100 * float((mined == found[way.name]).double().mean()), 3)
         yield row
 
 
@@ -155,10 +159,8 @@ def command(rows: int, folder: Path) -> common.Row:
     io.write_table(folder / "train.parquet", [{"id": f"{row:09d}", "split": "train"} for row in range(rows)])
     settings = f'{{"block_size": {BLOCK_SIZE}, "batch_size": 1}}'
     files = ["--train", str(folder / "train.parquet"), "--embeddings", str(folder / "frozen.safetensors")]
-    wall, memory = common.peak_of(
-        ["saferclip", "mining", "--settings", settings, *files, "--output", str(folder / "mining")]
-    )
-    return {"rows": rows, "way": "saferclip mining", "wall": round(wall, 2), "peak_mb": round(memory)}
+    command = ["saferclip", "mining", "--settings", settings, *files, "--output", str(folder / "mining")]
+    return {"rows": rows, "way": "saferclip mining", **common.costs(command)}
 
 
 def main() -> None:
@@ -167,7 +169,7 @@ def main() -> None:
     common.one_thread()
     rows: list[common.Row] = []
     for size in chosen.sizes:
-        for row in compare(size, chosen.rounds if size < FEW else 1):
+        for row in compare(size, chosen.rounds):
             common.show(row)
             rows.append(row)
         with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 Rows = list[dict[str, str]]
-MODULES = ("common", "mining", "evaluation", "scene_rendering")
+MODULES = ("common", "mining", "approximate", "evaluation", "scene_rendering")
 
 
 @pytest.fixture
@@ -51,6 +51,13 @@ def test_every_way_of_mining_finds_the_same_neighbours(benchmark: Callable[..., 
     assert float(rows[-1]["peak_mb"]) > 0
     assert {row["torch"] for row in rows} == {torch.__version__.partition("+")[0]}
     assert all(row["processor"] and row["date"] for row in rows)
+
+
+def test_the_approximate_index_reaches_the_recall_that_was_asked_for(benchmark: Callable[..., Rows]) -> None:
+    pytest.importorskip("faiss", reason="it is an extra")
+    rows = benchmark("approximate", "400")
+    assert len(rows) == 2
+    assert all(float(row["recall"]) > 90 and float(row["agree"]) > 90 for row in rows)
 
 
 def test_every_way_of_evaluating_finds_the_same_ranks(benchmark: Callable[..., Rows]) -> None:
