@@ -13,18 +13,16 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from peft.tuners.lora import layer as lora
-from peft.tuners.tuners_utils import check_adapters_to_merge
+from peft.tuners.lora import LoraLayer
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional
 
 from saferclip import io, models, untrusted
 from saferclip.config import ConfigError, LoraSettings
 from saferclip.io import DataError
+from saferclip.lora import KEY, Conv2d, Linear, MultiheadAttention
 from saferclip.models import Clip
 
-KEY = "optimisation.lora.target_modules"
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 # What differs between adapters that ``save`` writes; no part of ``auto_mapping`` is imported here.
 OWN = frozenset(
@@ -42,76 +40,6 @@ OWN = frozenset(
         *("revision", "target_modules", "task_type"),
     }
 )
-
-
-class MultiheadAttention(lora.MultiheadAttention):
-    """PEFT's layer for packed self-attention: the same weights under the same names, computed as LoRA defines.
-
-    PEFT (0.21) adds the output projection's adapter twice (its pull request 3774).  It also merges
-    into the frozen weights before each forward pass and takes the adapter out again afterwards, so
-    that rounding moves the frozen weights a little in every step, and it leaves out dropout.  Here
-    the low-rank path runs beside the frozen one, as in PEFT's layer for ``nn.Linear``.
-    """
-
-    def forward(  # type: ignore[override]
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        need_weights: bool = False,
-        attn_mask: Tensor | None = None,
-        **options: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend within ``query`` of shape (batch, length, width), or (length, batch, width) if not batch-first."""
-        base: Any = self.get_base_layer()
-        if self.disable_adapters or self.merged:
-            return base(query, key, value, need_weights=need_weights, attn_mask=attn_mask, **options)
-        if key is not query or value is not query or need_weights or options:
-            raise ConfigError(f"{KEY}: attention between two inputs, or with more than a mask, cannot be adapted")
-        packed = functional.linear(query, base.in_proj_weight, base.in_proj_bias)
-        for adapter in self.active_adapters:
-            low = self.lora_A[adapter](self.lora_dropout[adapter](query))
-            packed = packed + self.lora_B[adapter](low) * self.scaling[adapter]
-        if not base.batch_first:
-            packed = packed.transpose(0, 1)
-        batch, length, _ = packed.shape
-        heads = packed.reshape(batch, length, 3, base.num_heads, base.head_dim).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=attn_mask)
-        mixed = mixed.transpose(1, 2).flatten(2)
-        return base.out_proj(mixed if base.batch_first else mixed.transpose(0, 1)), None
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the adapters to the frozen weights, each once."""
-        base: Any = self.get_base_layer()
-        adapter_names = check_adapters_to_merge(self, adapter_names)
-        for adapter in adapter_names:
-            base.in_proj_weight.data += self.get_delta_weight(adapter)
-            self.merged_adapters.append(adapter)
-        base.out_proj.merge(safe_merge, adapter_names)
-
-    def unmerge(self) -> None:
-        """Take the merged adapters out of the weights again."""
-        base: Any = self.get_base_layer()
-        while self.merged_adapters:
-            base.in_proj_weight.data -= self.get_delta_weight(self.merged_adapters.pop())
-        base.out_proj.unmerge()
-
-
-class Conv2d(lora.Conv2d):
-    """PEFT's layer for convolutions, computed as one convolution with the sum of both weights.
-
-    In a small network, whose layers are hardly wider than the rank, this saves a quarter of a step.
-    Dropout acts on the low-rank path's input, so with dropout the paths are apart, as in PEFT.
-    """
-
-    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
-        """Convolve ``x`` of shape (batch, channels, height, width)."""
-        dropout = any(isinstance(self.lora_dropout[adapter], nn.Dropout) for adapter in self.active_adapters)
-        if self.disable_adapters or self.merged or dropout:
-            return super().forward(x, *args, **options)
-        base: Any = self.get_base_layer()
-        weight = base.weight + sum(self.get_delta_weight(adapter) for adapter in self.active_adapters)
-        return base._conv_forward(x, weight, base.bias)
 
 
 def attach(clip: Clip, settings: LoraSettings) -> PeftModel:
@@ -196,12 +124,12 @@ def merge(tuned: PeftModel) -> dict[str, Tensor]:
 
 
 def _with_own_layers(config: Any) -> Any:
-    config._register_custom_module({nn.MultiheadAttention: MultiheadAttention, nn.Conv2d: Conv2d})
+    config._register_custom_module({nn.Linear: Linear, nn.MultiheadAttention: MultiheadAttention, nn.Conv2d: Conv2d})
     return config
 
 
 def _layers(tuned: nn.Module) -> list[Any]:
-    return [module for module in tuned.modules() if isinstance(module, lora.LoraLayer)]
+    return [module for module in tuned.modules() if isinstance(module, LoraLayer)]
 
 
 def _check_names(model: nn.Module, expression: str) -> None:
