@@ -23,6 +23,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from saferclip import io
+from saferclip.config import ConfigError
 from saferclip.figures import figure, registry, style
 from saferclip.figures.plots.embedding_map import principal_plane
 
@@ -103,6 +104,11 @@ def test_drawing_leaves_the_settings_of_matplotlib_alone(run: Any, tmp_path: Pat
     before = dict(mpl.rcParams)
     figure.draw("similarity", run.settings, run.folder, tmp_path / "similarity")
     assert dict(mpl.rcParams) == before
+
+
+def test_a_palette_that_does_not_exist_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"figures\.palette: 'colourblind' is no palette of seaborn"):
+        style.looks(["clip"], "colourblind")
 
 
 def test_methods_differ_in_colour_marker_and_hatch() -> None:

@@ -116,8 +116,9 @@ class Project:
         self.snakemake("--touch", "--forceall", config=config)
 
     def version(self, config: str) -> None:
-        """Make the folder a Git repository in which DVC keeps a finished run of another configuration than the default."""
-        stages = (self.folder / "dvc.yaml").read_text().replace("iconworld-clip", f"{config}-clip").replace("mini", config)
+        """Make the folder a Git repository in which DVC keeps a finished run of another configuration."""
+        stages = (self.folder / "dvc.yaml").read_text()
+        stages = stages.replace("iconworld-clip", f"{config}-clip").replace("mini", config)
         commands = re.sub(r"(cmd: snakemake.*)", rf"\1 --configfile config/{config}.yaml", stages)
         (self.folder / "dvc.yaml").write_text(commands)
         (self.folder / ".gitignore").write_text("/results/*\n.snakemake/\n/.cache/\n__pycache__/\n")

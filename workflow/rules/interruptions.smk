@@ -17,7 +17,8 @@ def hold_run_lock():
     """Note on the disk that a Snakemake is alive here; the first one removes the locks of killed ones.
 
     Snakemake's own locks name no process, so they outlive a kill and would have to be removed by `snakemake --unlock`
-    each time. This lock ends with its process, so whoever gets it alone knows that all others are dead.
+    each time. This lock ends with its process, so whoever gets it alone knows that all others on this machine are
+    dead. Other machines may not see it, so locks stay where the last run was on another one.
     """
     try:
         os.makedirs(".snakemake", exist_ok=True)
@@ -29,9 +30,14 @@ def hold_run_lock():
     except OSError:
         pass  # another one is alive, or this file system has no such locks: Snakemake's own locks decide
     else:
-        for stale in Path(".snakemake/locks").glob("*.lock"):
-            stale.unlink(missing_ok=True)
-            logger.warning(f"Removed {stale}, left by a Snakemake that was killed.")
+        here, there = os.uname().nodename.encode(), os.pread(held, 1000, 0)
+        locks = list(Path(".snakemake/locks").glob("*.lock"))
+        if not locks or there in (here, b""):
+            for stale in locks:
+                stale.unlink(missing_ok=True)
+                logger.warning(f"Removed {stale}, left by a Snakemake that was killed.")
+            os.ftruncate(held, 0)
+            os.pwrite(held, here, 0)
     with suppress(OSError):
         fcntl.flock(held, fcntl.LOCK_SH)  # held until this process ends
     return held

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
+from saferclip.config import ConfigError
 from saferclip.figures.results import Estimate
 
 SINGLE, DOUBLE = 3.3, 7.0  # inches: one and two columns of a conference paper
@@ -65,12 +66,20 @@ def context() -> AbstractContextManager[None]:
     return mpl.rc_context(settings)
 
 
+def colours(palette: str, count: int) -> list[str]:
+    """So many colours of a seaborn palette, as hexadecimal text; raises ConfigError if there is no such palette."""
+    try:
+        return list(sns.color_palette(palette, count).as_hex())
+    except ValueError as error:
+        raise ConfigError(f"figures.palette: {palette!r} is no palette of seaborn; try 'colorblind'") from error
+
+
 def looks(methods: Sequence[str], palette: str) -> dict[str, Look]:
     """A look for each method, in their order; CLIP's is neutral."""
-    colours = iter(sns.color_palette(palette, max(len(methods), 3)).as_hex())
+    shades = iter(colours(palette, max(len(methods), 3)))
     return {
         method: Look(
-            NEUTRAL if method == "clip" else next(colours),
+            NEUTRAL if method == "clip" else next(shades),
             MARKERS[place % len(MARKERS)],
             HATCHES[place % len(HATCHES)],
         )
@@ -80,8 +89,8 @@ def looks(methods: Sequence[str], palette: str) -> dict[str, Look]:
 
 def safe_and_unsafe(palette: str) -> tuple[str, str]:
     """Colours of safe and unsafe items: bluish green and vermilion in the default palette."""
-    colours = sns.color_palette(palette, 4).as_hex()
-    return colours[2], colours[3]
+    _, _, safe, unsafe = colours(palette, 4)
+    return safe, unsafe
 
 
 def new(width: float, height: float) -> Figure:

@@ -19,6 +19,7 @@ from saferclip.data import picture_files, pictures
 from saferclip.generation import shares
 from saferclip.generation.language import Describer, Toxicity
 from saferclip.generation.progress import Progress, batches
+from saferclip.mining import embedding
 
 TEST = "test"
 
@@ -103,8 +104,9 @@ def _of_test(table: Path, limit: int) -> Pictures:
     used = _spread([row for row, there in enumerate(present) if there], limit)
 
     def read(names: Iterable[str]) -> Iterator[Image.Image]:
-        for cell in io.read_cells(table, "unsafe_image", map(int, names)):
-            yield io.decode_image(cell)
+        rows = list(map(int, names))
+        for row, cell in zip(rows, io.read_cells(table, "unsafe_image", rows), strict=True):
+            yield embedding.decode(cell, f"{table}: row {row}, unsafe_image")
 
     return Pictures([str(row) for row in used], len(present) - len(used), read)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from saferclip import escaping, io
@@ -23,7 +22,7 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     bins = 1 - BIN * np.arange(np.ceil((1 - lowest) / BIN) + 1)[::-1]
     figure = style.new(style.SINGLE, 2.4)
     axes = figure.subplots()
-    colours = sns.color_palette(settings.palette, 2).as_hex()
+    colours = style.colours(settings.palette, 2)
     for (kind, values), colour, line in zip(kinds.items(), colours, ("--", "-"), strict=True):
         share = 100 * np.histogram(np.minimum(values, 1), bins)[0] / len(values)
         label = f"{kind} (mean {values.mean():.2f})"
