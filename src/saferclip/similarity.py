@@ -167,11 +167,14 @@ class _Part:
             # k items are as similar as this, less the error; what may be more similar reaches twice less the error.
             near = block.amax(dim=1) if self.k == 1 else block.topk(self.k, dim=1).values[:, -1]
             lowest = torch.maximum(lowest, near.float() - 2 * self.error)
-        pairs = (block >= _ceiling(lowest, block.dtype)[:, None]).nonzero(as_tuple=True)
-        if len(pairs[0]) > MANY * block.numel():
-            places = torch.arange(columns.start, columns.stop).expand_as(block)
-            self._merge(rows, self._products(rows, columns), places)
+        offered = block >= _ceiling(lowest, block.dtype)[:, None]
+        if int(offered.sum()) > MANY * block.numel():
+            items = self.items.exact(columns)
+            places = torch.arange(columns.start, columns.stop)
+            for part in rows.split(CACHED):
+                self._merge(part, torch.mm(self.queries[part], items.T), places.expand(len(part), -1))
             return
+        pairs = offered.nonzero(as_tuple=True)
         number, width = _count_up(pairs[0], len(rows))
         similarity = torch.full((len(rows), width), -torch.inf, dtype=torch.float64)
         similarity[pairs[0], number] = self._similarities(rows[pairs[0]], columns.start + pairs[1])
@@ -204,7 +207,8 @@ class _Part:
             self._count_in_float32(columns, rows[many])
             certain[many] = undecided[many] = 0
         elif int(undecided.sum()) > MANY * block.numel():
-            certain, undecided = (self._products(rows, columns) >= threshold[:, None]).sum(dim=1), undecided * 0
+            exact = torch.mm(self.queries[rows], self.items.exact(columns).T)
+            certain, undecided = (exact >= threshold[:, None]).sum(dim=1), undecided * 0
         self.at_least[rows] += certain
         if len(left := undecided.nonzero()[:, 0]):
             block = block[left]
@@ -218,10 +222,6 @@ class _Part:
         items, values = self.items.in_float32(columns), self.asked[rows].float()
         queries = _Rounded(values, self.rounded.length, _float32_error(self.rounded.length, values.shape[1]))
         self._count(columns, rows, torch.mm(values, items.values.T), _error(queries, items))
-
-    def _products(self, rows: Tensor, columns: slice) -> Tensor:
-        """Exact similarities of all of these queries and items."""
-        return torch.mm(self.queries[rows], self.items.exact(columns).T)
 
     def _similarities(self, rows: Tensor, places: Tensor) -> Tensor:
         """Exact similarities of some pairs, float64 (pairs,)."""
