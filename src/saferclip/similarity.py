@@ -171,7 +171,7 @@ class _Part:
         if int(offered.sum()) > MANY * block.numel():
             items = self.items.exact(columns)
             places = torch.arange(columns.start, columns.stop)
-            for part in rows.split(CACHED):
+            for part in torch.split(rows, CACHED):
                 self._merge(part, torch.mm(self.queries[part], items.T), places.expand(len(part), -1))
             return
         pairs = offered.nonzero(as_tuple=True)
