@@ -118,6 +118,21 @@ def test_errors_that_a_user_can_mend_are_reported(error: Exception, monkeypatch:
     assert (code, text) == (1, f"error: {error}\n")
 
 
+def test_running_out_of_memory_is_reported_with_what_to_do() -> None:
+    """Really: a tensor of 2**45 numbers, as torch refuses it, and an array of them, as numpy does."""
+    for library, allocate in {"torch": "torch.empty(2**45)", "numpy": "numpy.empty(2**45)"}.items():
+        script = (
+            f"import resource, {library}; from saferclip import cli, config;"
+            "resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34));"
+            f"config.load = lambda *_: {allocate};"
+            f"cli.main(['validate', '--config', {MINI!r}])"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: out of memory: ") and "mem_mb" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_programming_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     _fail_with(ZeroDivisionError("ours"), monkeypatch)
     with pytest.raises(ZeroDivisionError):

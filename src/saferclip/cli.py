@@ -48,17 +48,22 @@ class Steps(click.Group):
             click.echo(ended.message, err=True)
             raise
         except Exception as error:
-            if not _mendable(error):
+            message = _message(error)
+            if message is None:
                 raise
-            click.echo(f"error: {escaping.lines(str(error))}", err=True)  # names in it may be a stranger's
+            click.echo(f"error: {escaping.lines(message)}", err=True)  # names in it may be a stranger's
             ctx.exit(1)
 
 
-def _mendable(error: Exception) -> bool:
+def _message(error: Exception) -> str | None:
+    """What a user is told of an error that a user can mend; nothing of others, which are faults of ours."""
     from saferclip.config import ConfigError
     from saferclip.io import DataError
 
-    return isinstance(error, (ConfigError, DataError, OSError))
+    # torch says so of the CPU's memory as a RuntimeError like any other, pyarrow by a subclass of MemoryError.
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
+        return f"out of memory: {error}; close other programs, or give the step more (mem_mb of its rule)"
+    return str(error) if isinstance(error, (ConfigError, DataError, OSError)) else None
 
 
 @click.group(cls=Steps, context_settings={"help_option_names": ["-h", "--help"]})

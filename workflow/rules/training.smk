@@ -103,4 +103,4 @@ rule learning_rates:
     params:
         chosen=lambda wildcards: Path(CHOSEN_RATES).read_text(),
     shell:
-        "printf %s {params.chosen:q} > {output:q} 2> {log:q}"
+        "printf %s {params.chosen:q} > {output:q}.partial 2> {log:q} && mv {output:q}.partial {output:q}"
