@@ -29,6 +29,7 @@ def arguments(description: str | None, sizes: Sequence[int], full: Sequence[int]
     parser.add_argument("--rounds", type=int, default=rounds, help=f"repetitions, interleaved ({rounds})")
     parser.add_argument("--output", type=Path, help="the CSV (results/benchmarks/<this script>.csv)")
     parser.add_argument("--gallery", type=int, help="items of the gallery, where that is not the size itself")
+    parser.add_argument("--model", help="open_clip's name of a model, where there is one")
     chosen = parser.parse_args()
     chosen.sizes = chosen.sizes or list(full if chosen.full else sizes)
     chosen.output = chosen.output or Path("results", "benchmarks", f"{Path(sys.argv[0]).stem}.csv")

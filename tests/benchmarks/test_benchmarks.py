@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import open_clip
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
 Rows = list[dict[str, str]]
-MODULES = ("common", "mining", "approximate", "evaluation", "scene_rendering")
+MODULES = ("common", "mining", "approximate", "evaluation", "scene_rendering", "training_step")
 
 
 @pytest.fixture
@@ -64,6 +66,25 @@ def test_every_way_of_evaluating_finds_the_same_ranks(benchmark: Callable[..., R
     rows = benchmark("evaluation", "70", "--gallery", "90")
     agree = {row["way"]: row["agree"] for row in rows if row["agree"]}
     assert agree == {"evaluation": "100.0", "loop": "100.0", "CLIP_benchmark": "100.0"}
+
+
+def test_every_way_of_training_has_the_same_loss(
+    benchmark: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It ends with an error where losses differ; memory would take six processes that each import transformers."""
+    import common
+
+    monkeypatch.setattr(common, "costs", lambda command: {"peak_mb": len(command)})
+    vision = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16}
+    text = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    (tmp_path / "small-for-this-test.json").write_text(json.dumps(model))
+    open_clip.add_model_config(tmp_path)
+    rows = benchmark("training_step", "2", "--model", "small-for-this-test")
+    assert [row["way"] for row in rows][:2] == ["plain", "cached"]
+    losses = {row["way"]: float(row["first_loss"]) for row in rows}
+    assert all(abs(loss - losses["plain"]) < 0.05 for loss in losses.values())
+    assert len(set(losses.values())) > 1  # bf16 rounds otherwise
 
 
 def test_scenes_are_drawn_in_every_style(benchmark: Callable[..., Rows]) -> None:
