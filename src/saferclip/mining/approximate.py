@@ -43,23 +43,27 @@ def nearest(
     ``queries`` (n, dim), ``gallery`` (m, dim), ``ids`` of the m gallery items; of equally similar items that were
     found the one with the smallest id.  Raises DataError without faiss.
     """
-    index = _Index(gallery, ids)
+    index = Index(gallery, ids)
+    description = tuned(settings, index, queries, block_size)
+    return Approximated(*index.search(queries), description)
+
+
+def tuned(settings: ApproximateSettings, index: Index, queries: Tensor, block_size: int) -> dict[str, Any]:
+    """Let an index probe as many lists as the recall asks for; returns what it then does for other queries."""
     count = min(2 * settings.sample, len(queries))
-    sample = torch.linspace(0, len(queries) - 1, count, dtype=torch.float64).round().long()
-    best = similarity.search(queries[sample], gallery, block_size, 1).similarity[:, 0]
-    tuned, checked = slice(0, None, 2), slice(1, None, 2) if count > 1 else slice(0, None)
+    sample = queries[torch.linspace(0, len(queries) - 1, count, dtype=torch.float64).round().long()]
+    best = similarity.search(sample, index.gallery, block_size, 1).similarity[:, 0]
+    tuning, checking = slice(0, None, 2), slice(1, None, 2) if count > 1 else slice(0, None)
     while True:
-        reached = _recall(index.search(queries[sample[tuned]])[1], best[tuned])
+        reached = _recall(index.search(sample[tuning])[1], best[tuning])
         logger.info("%d of %d lists: %.2f%% find their nearest", index.probes, index.lists, reached)
         if reached >= 100 * settings.recall or index.probes == index.lists:
             break
         index.probes = min(2 * index.probes, index.lists)
     if reached < 100 * settings.recall:
         logger.warning("the index finds %.2f%% at most; %g%% were asked for", reached, 100 * settings.recall)
-    target, found = index.search(queries)
-    recall = _recall(found[sample[checked]], best[checked])
-    described = {"lists": index.lists, "probes": index.probes, "recall": recall, "checked": len(best[checked])}
-    return Approximated(target, found, described)
+    recall = _recall(index.search(sample[checking])[1], best[checking])
+    return {"lists": index.lists, "probes": index.probes, "recall": recall, "checked": len(best[checking])}
 
 
 def _recall(found: Tensor, best: Tensor) -> float:
@@ -67,7 +71,7 @@ def _recall(found: Tensor, best: Tensor) -> float:
     return 100 * float((found >= best).double().mean())
 
 
-class _Index:
+class Index:
     """faiss's lists, and the embeddings themselves for comparing candidates."""
 
     def __init__(self, gallery: Tensor, ids: Sequence[str]) -> None:
