@@ -132,3 +132,17 @@ def test_some_tensors_of_a_file_are_read_alone(tmp_path: Path) -> None:
     assert list(io.read_tensors(tmp_path / "some.safetensors", ["b"])) == ["b"]
     with pytest.raises(io.DataError, match=r"some.safetensors: tensor 'c' is missing"):
         io.read_tensors(tmp_path / "some.safetensors", ["a", "c"])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 9])
+def test_a_tensor_is_read_in_parts(tmp_path: Path, size: int) -> None:
+    rows = unit(5, 4, 0)
+    io.write_tensors(tmp_path / "some.safetensors", {"a": rows, "b": torch.zeros(2)})
+    parts = list(io.read_rows(tmp_path / "some.safetensors", "a", size))
+    assert all(len(part) == size for part in parts[:-1])
+    assert torch.equal(torch.cat(parts), rows)
+    with pytest.raises(io.DataError, match=r"some.safetensors: tensor 'c' is missing"):
+        next(io.read_rows(tmp_path / "some.safetensors", "c", size))
+    (tmp_path / "some.safetensors").write_bytes(b"none")
+    with pytest.raises(io.DataError, match=r"some.safetensors: cannot be read as safetensors"):
+        next(io.read_rows(tmp_path / "some.safetensors", "a", size))

@@ -266,6 +266,28 @@ def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, to
         raise DataError(f"{path}: cannot be read as safetensors: {error}") from error
 
 
+def read_rows(path: Path, name: str, size: int) -> Iterator[torch.Tensor]:
+    """The rows of one tensor, ``size`` at a time; raises as ``read_tensors``.
+
+    The file is opened for each part anew: what is mapped of it counts as memory until it is closed.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    start, count = 0, 1
+    while start < count:
+        try:
+            with safe_open(path, framework="pt") as file:
+                if name not in set(file.keys()):
+                    raise DataError(f"{path}: tensor {name!r} is missing; make the file again")
+                rows = file.get_slice(name)
+                count = rows.get_shape()[0]
+                part = rows[start : start + size]
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path}: cannot be read as safetensors: {error}") from error
+        yield part
+        start += size
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, readable and with stable order; non-finite numbers are refused."""
     with atomic_path(path) as temporary:

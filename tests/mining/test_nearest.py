@@ -151,12 +151,40 @@ def test_only_embedded_captions_are_read(mined: tuple[Path, Path, MiningSettings
     assert len(io.read_table(tmp_path / "mining" / "neighbours.parquet")) == 10
 
 
-def test_embeddings_that_are_no_numbers_are_refused(mined: tuple[Path, Path, MiningSettings], tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [1, 3, 9, 10])
+def test_unsafe_captions_in_parts_give_what_they_give_at_once(
+    mined: tuple[Path, Path, MiningSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    train, embeddings, settings = mined
+    nearest.mine(settings, train, embeddings, tmp_path / "at once")
+    monkeypatch.setattr(nearest, "UNSAFE_ROWS", size)
+    nearest.mine(settings, train, embeddings, tmp_path / "parts")
+    for name in ("neighbours.parquet", "summary.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "at once" / name).read_bytes()
+
+
+@pytest.mark.parametrize("rows", [4, 12])
+def test_as_many_unsafe_as_safe_captions_must_be_embedded(
+    mined: tuple[Path, Path, MiningSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
     train, embeddings, settings = mined
     tensors = io.read_tensors(embeddings)
-    tensors["train.safe_caption"][3, 1] = torch.nan
+    tensors["train.unsafe_caption"] = tensors["train.unsafe_caption"].repeat(2, 1)[:rows]
+    io.write_tensors(tmp_path / "uneven.safetensors", tensors)
+    monkeypatch.setattr(nearest, "UNSAFE_ROWS", 4)
+    with pytest.raises(io.DataError, match="uneven.safetensors: not as many unsafe captions as safe ones"):
+        nearest.mine(settings, train, tmp_path / "uneven.safetensors", tmp_path / "mining")
+
+
+@pytest.mark.parametrize("column", ["train.safe_caption", "train.unsafe_caption"])
+def test_embeddings_that_are_no_numbers_are_refused(
+    mined: tuple[Path, Path, MiningSettings], tmp_path: Path, column: str
+) -> None:
+    train, embeddings, settings = mined
+    tensors = io.read_tensors(embeddings)
+    tensors[column][3, 1] = torch.nan
     io.write_tensors(tmp_path / "broken.safetensors", tensors)
-    with pytest.raises(io.DataError, match=r"broken.safetensors: train.safe_caption holds values that are no numbers"):
+    with pytest.raises(io.DataError, match=rf"broken.safetensors: {column} holds values that are no numbers"):
         nearest.mine(settings, train, tmp_path / "broken.safetensors", tmp_path / "mining")
 
 

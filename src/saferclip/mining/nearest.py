@@ -22,6 +22,8 @@ from saferclip.config import MiningSettings
 from saferclip.mining import approximate
 
 DIFFICULTIES = ("easy", "medium", "hard")
+SAFE, UNSAFE = "train.safe_caption", "train.unsafe_caption"
+UNSAFE_ROWS = 65_536  # in memory at once; for each part the safe ones are rounded again
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 logger = logging.getLogger(__name__)
@@ -58,16 +60,39 @@ def _search(
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
     """Targets, their similarity and that of the pair, each (rows,), and what the summary says of the search.
 
-    Embeddings are in memory for this long only.
+    Embeddings are in memory for this long only, and of the unsafe ones a part at a time if the search is exact.
     """
-    safe, unsafe = read_captions(embeddings)
-    if not len(ids) == len(safe) == len(unsafe):
+    safe = io.read_tensors(embeddings, [SAFE])[SAFE]
+    if len(ids) != len(safe):
         raise io.DataError(f"{embeddings}: {len(safe)} embedded rows, but {train} has {len(ids)}; embed it again")
-    paired = metrics.similarities(unsafe, safe)
-    if settings.approximate is None:
-        return *nearest(unsafe, safe, ids, settings.block_size), paired, {}
-    found = approximate.nearest(settings.approximate, unsafe, safe, ids, settings.block_size)
-    return found.target, found.similarity, paired, {"approximate": found.description}
+    _check_numbers(SAFE, safe, embeddings)
+    uneven = f"{embeddings}: not as many unsafe captions as safe ones; embed it again"
+    size = UNSAFE_ROWS if settings.approximate is None else max(1, len(safe))
+    described: dict[str, Any] = {}
+    columns: list[tuple[Tensor, Tensor, Tensor]] = []
+    done = 0
+    for unsafe in io.read_rows(embeddings, UNSAFE, size):
+        paired = safe[done : done + len(unsafe)]
+        done += len(unsafe)
+        if len(paired) != len(unsafe):
+            raise io.DataError(uneven)
+        _check_numbers(UNSAFE, unsafe, embeddings)
+        if settings.approximate is None:
+            target, cosines = nearest(unsafe, safe, ids, settings.block_size)
+        else:
+            found = approximate.nearest(settings.approximate, unsafe, safe, ids, settings.block_size)
+            target, cosines, described = found.target, found.similarity, {"approximate": found.description}
+        columns.append((target, cosines, metrics.similarities(unsafe, paired)))
+    if done != len(safe):
+        raise io.DataError(uneven)
+    target, cosines, own = (torch.cat(column) for column in zip(*columns, strict=True))
+    return target, cosines, own, described
+
+
+def _check_numbers(name: str, rows: Tensor, embeddings: Path) -> None:
+    # A sum is no number if one of its terms is none, and needs no memory.
+    if not rows.sum().isfinite():
+        raise io.DataError(f"{embeddings}: {name} holds values that are no numbers; embed it again")
 
 
 def read_training_ids(train: Path) -> list[str]:
@@ -81,17 +106,6 @@ def read_training_ids(train: Path) -> list[str]:
     if twice:
         raise io.DataError(f"{train}: ids must differ, but {twice[0]!r} and {len(twice) - 1} more occur twice")
     return ids
-
-
-def read_captions(embeddings: Path) -> tuple[Tensor, Tensor]:
-    """Embedded safe and unsafe training captions: the rest of the file stays on disk."""
-    names = ("train.safe_caption", "train.unsafe_caption")
-    frozen = io.read_tensors(embeddings, names)
-    for name, rows in frozen.items():
-        # A sum is no number if one of its terms is none, and needs no memory.
-        if not rows.sum().isfinite():
-            raise io.DataError(f"{embeddings}: {name} holds values that are no numbers; embed it again")
-    return frozen[names[0]], frozen[names[1]]
 
 
 def nearest(queries: Tensor, gallery: Tensor, ids: Sequence[str], block_size: int) -> tuple[Tensor, Tensor]:
