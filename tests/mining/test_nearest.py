@@ -172,7 +172,7 @@ def test_as_many_unsafe_as_safe_captions_must_be_embedded(
     tensors["train.unsafe_caption"] = tensors["train.unsafe_caption"].repeat(2, 1)[:rows]
     io.write_tensors(tmp_path / "uneven.safetensors", tensors)
     monkeypatch.setattr(nearest, "UNSAFE_ROWS", 4)
-    with pytest.raises(io.DataError, match="uneven.safetensors: not as many unsafe captions as safe ones"):
+    with pytest.raises(io.DataError, match=r"uneven\.safetensors: not as many unsafe captions as safe ones"):
         nearest.mine(settings, train, tmp_path / "uneven.safetensors", tmp_path / "mining")
 
 
