@@ -17,6 +17,7 @@ Seconds are processor time of one thread.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -159,7 +160,8 @@ def command(rows: int, folder: Path) -> common.Row:
     io.write_table(folder / "train.parquet", [{"id": f"{row:09d}", "split": "train"} for row in range(rows)])
     settings = f'{{"block_size": {BLOCK_SIZE}, "batch_size": 1}}'
     files = ["--train", str(folder / "train.parquet"), "--embeddings", str(folder / "frozen.safetensors")]
-    command = ["saferclip", "mining", "--settings", settings, *files, "--output", str(folder / "mining")]
+    step = [sys.executable, "-m", "saferclip", "mining"]
+    command = [*step, "--settings", settings, *files, "--output", str(folder / "mining")]
     return {"rows": rows, "way": "saferclip mining", **common.costs(command)}
 
 

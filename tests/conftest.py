@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,8 @@ SAFE_THINGS = ("cat", "bus", "tree", "clock", "violin", "cup", "house")
 UNSAFE_THINGS = ("pistol", "syringe", "bomb")
 
 torch.set_num_threads(1)
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and with them all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

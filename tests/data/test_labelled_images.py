@@ -162,7 +162,7 @@ def cut(path: Path, size: int) -> None:
         (lambda f: rewrite(f, {"s0000007.png": b"x"}), ["{tar}: s0000007: 2 images"]),
         (
             lambda f: rewrite(f, {"../../s1.jpg": b"x", "../../s1.cls": b"1", "/s2.jpg": b"x", "/s2.cls": b"1"}),
-            ["{tar}: ../../s1: a name that leads out", "{tar}: /s2: a name that leads out"],
+            ["{tar}: not a tar that can be read (holds '../../s1.jpg', which leads out of it)"],
         ),
         (
             lambda f: rewrite(f, {"s0000006.jpg": None, "s0000010.cls": b"1", "s0000006.JPG": b"x"}),
@@ -218,7 +218,7 @@ def test_links_in_a_tar_lead_nowhere(tmp_path: Path, wds: Path) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, str(secret)
         tar.addfile(link)
         public.add(tar, "s9.cls", b"1")
-    with pytest.raises(io.DataError, match="s9: 0 images"):
+    with pytest.raises(io.DataError, match=r"holds 's9\.jpg', a link, device or file with gaps"):
         built(tmp_path, wds)
 
 

@@ -493,7 +493,7 @@ def test_missing_image(pairs: Pairs) -> None:
 def test_image_that_is_a_folder(pairs: Pairs) -> None:
     pairs.rows["train"][1]["safe_image"] = "train"
     pairs.rewrite()
-    assert pairs.problem() == "train.csv: line 3: safe_image: train cannot be read: Is a directory"
+    assert pairs.problem() == "train.csv: line 3: safe_image: train is no file"
 
 
 def test_image_root_that_is_no_folder_is_told_once_a_table(pairs: Pairs) -> None:

@@ -133,6 +133,7 @@ class Killer:
         self.injected: list[Injected] = []
         self.orphaned: list[Run] = []  # whose Snakemake was killed, not their jobs
         self.passed: set[str] = set()  # steps that were at work once; some of them have ended unharmed
+        self.complete = False  # whether the last run ended by itself
         self.resumed: set[tuple[str, int]] = set()  # logs, as of then, of trainings that went on from their state
 
     @property
@@ -151,19 +152,23 @@ class Killer:
         self.random.shuffle(anywhere)
         for free in anywhere:
             self._run_and_kill(free)
-        for _ in range(steps):
-            if self.hit == self.durations.keys():
+        for _ in range(2 * steps):
+            if self.hit == self.durations.keys() and len(self.injected) >= count:
                 return
-            self._run_and_kill(free=False)
+            self._run_and_kill(free=self.hit == self.durations.keys())
 
     def _run_and_kill(self, free: bool) -> None:
         """Start the run and kill it: anywhere, or in a step not hit before, which is done again if it had ended."""
-        missed = self.passed - self.hit
-        again = () if free or not missed else ("--forcerun", sorted(missed)[0].replace("-", "_"))
+        missed = sorted(self.passed - self.hit)
+        if self.complete:
+            missed = missed or [self.random.choice(sorted(self.passed))]
+        again = ("--forcerun", missed[0].replace("-", "_")) if missed and (self.complete or not free) else ()
         run = Run(self.project, self.config, *again)
         job = self._wait_anywhere(run) if free else self._wait_for_new(run)
-        if run.over:
-            raise AssertionError(f"the run ended by itself after {self.injected}:\n{run.text[-2000:]}")
+        self.complete = run.over
+        if run.over:  # before the kill came
+            assert run.wait() == 0, f"after {self.injected}:\n{run.text[-2000:]}"
+            return
         self._kill(run, job, [JOB, SNAKEMAKE, ALL] if free else [JOB, ALL])
         self.look_for_resumed()
         if self.injected[-1].fault != SNAKEMAKE:  # else its jobs go on writing, beside those of the next run
