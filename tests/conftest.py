@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from open_clip.model import CLIP
+from projects import Project
 from torch import nn
 
 from saferclip import io, models
@@ -51,6 +52,17 @@ def tiny_quadruples(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def project_copy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Project]:
+    """A function (name, empty=False) -> a new project folder, with or without the project's files."""
+
+    def make(name: str, empty: bool = False) -> Project:
+        folder = tmp_path_factory.mktemp(name)
+        return Project(folder) if empty else Project.copy(folder)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -1,31 +1,13 @@
-"""Copies of the project to version with DVC, and an S3 server on loopback."""
+"""DVC with a memory of its own, and an S3 server on loopback."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 from moto.server import ThreadedMotoServer
 
-ROOT = Path(__file__).parents[2]
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1"}
-
-
-def _projects() -> ModuleType:
-    """The workflow tests' copies of the project: ``tests/workflow/conftest.py``."""
-    spec = importlib.util.spec_from_file_location("workflow_projects", ROOT / "tests/workflow/conftest.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks itself up
-    spec.loader.exec_module(module)
-    return module
-
-
-project_copy = _projects().project_copy  # a fixture: pytest finds it by this name
 
 
 @pytest.fixture(scope="session", autouse=True)

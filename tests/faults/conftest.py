@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,31 +11,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from faults import runs as fault_runs
 
-HERE = Path(__file__).parent
 COLUMNS = ("fault", "stage", "outcome")
-
-
-def _load(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look for the module they are of
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
 def runs() -> ModuleType:
     """What starts, watches, kills and compares runs: ``runs.py``."""
-    return _load("saferclip_fault_runs", HERE / "runs.py")
-
-
-@pytest.fixture(scope="session")
-def project_copy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """A function name -> a new project folder with the project's files, as in the tests of the workflow."""
-    projects = _load("saferclip_fault_projects", HERE.parent / "workflow/conftest.py")
-    return lambda name: projects.Project.copy(tmp_path_factory.mktemp(name))
+    return fault_runs
 
 
 @pytest.fixture

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import shutil
-import sys
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import yaml
 from PIL import Image
+from projects import Project
 
-ROOT = Path(__file__).parents[2]
 SPLITS = ("train", "validation", "test")
 
 
 @pytest.fixture(scope="module")
-def workflow() -> ModuleType:
-    """What copies the project and runs its tools: ``tests/workflow/conftest.py``."""
-    spec = importlib.util.spec_from_file_location("workflow_conftest", ROOT / "tests/workflow/conftest.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["workflow_conftest"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def project(workflow: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return workflow.Project.copy(tmp_path_factory.mktemp("hostile"))
+def project(project_copy: Callable[[str], Project]) -> Project:
+    return project_copy("hostile")
 
 
 HOSTILE = 'it\'s "a"; touch marker `touch marker` $(touch marker) & > marker #é'
