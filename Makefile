@@ -29,7 +29,7 @@ benchmark: environment
 		echo $$script; python $$script $(FULL); done
 
 test: lint
-	pytest --numprocesses 2 --dist loadfile
+	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: environment
 	ruff check .

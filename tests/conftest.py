@@ -28,6 +28,20 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files that take minutes: first, so that all processes of pytest-xdist end together.
+LONGEST = ("workflow/test_rehearsal.py", "slurm/", "faults/", "workflow/", "artifacts/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+
+    def place(item: pytest.Item) -> int:
+        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next((number for number, start in enumerate(LONGEST) if file.startswith(start)), len(LONGEST))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def tiny_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained ViT CLIP (attention by nn.MultiheadAttention) in open_clip's local-dir format."""

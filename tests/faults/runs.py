@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from random import Random
 from typing import Any
 
 POLL = 0.05  # seconds between two looks at the processes
+TRAINING = "training"
 REPORT = "report"
 BETWEEN = "between jobs"
 KILLED = "killed (signal 9)"
@@ -133,14 +135,16 @@ class Killer:
         self.injected: list[Injected] = []
         self.orphaned: list[Run] = []  # whose Snakemake was killed, not their jobs
         self.passed: set[str] = set()  # steps that were at work once; some of them have ended unharmed
+        self.left_state = False  # whether a training was killed that had a state
         self.complete = False  # whether the last run ended by itself
         self.resumed: set[tuple[str, int]] = set()  # logs, as of then, of trainings that went on from their state
 
     @property
     def hit(self) -> set[str]:
-        """Steps that were killed."""
+        """Steps that were killed; training only once it had a state from which it can go on."""
         killed = [fault for fault in self.injected if fault.fault != SNAKEMAKE]
-        return {stage for fault in killed for stage in (fault.stage, *fault.others)} - {BETWEEN}
+        steps = {stage for fault in killed for stage in (fault.stage, *fault.others)} - {BETWEEN}
+        return steps if self.left_state else steps - {TRAINING}
 
     def kill_times(self, count: int) -> None:
         """Kill the run ``count`` times: once in each step, in the order of the run, and at any other moment between.
@@ -161,8 +165,8 @@ class Killer:
         """Start the run and kill it: anywhere, or in a step not hit before, which is done again if it had ended."""
         missed = sorted(self.passed - self.hit)
         if self.complete:
-            missed = missed or [self.random.choice(sorted(self.passed))]
-        again = ("--forcerun", missed[0].replace("-", "_")) if missed and (self.complete or not free) else ()
+            self._undo(missed)
+        again = () if free or not missed or self.complete else ("--forcerun", missed[0].replace("-", "_"))
         run = Run(self.project, self.config, *again)
         job = self._wait_anywhere(run) if free else self._wait_for_new(run)
         self.complete = run.over
@@ -173,6 +177,18 @@ class Killer:
         self.look_for_resumed()
         if self.injected[-1].fault != SNAKEMAKE:  # else its jobs go on writing, beside those of the next run
             self._check_halves()
+
+    def _undo(self, missed: Sequence[str]) -> None:
+        """Give a run that ended something to do: its last step, or everything, where another one is to be hit.
+
+        Not by --forcerun: a step forced on a finished run, and killed, leaves a finished run without its files, which
+        Snakemake does not miss.
+        """
+        if set(missed) <= {REPORT}:
+            (self.project.folder / f"results/{self.config}/report.html").unlink()
+            return
+        for folder in self.expected:
+            shutil.rmtree(self.project.folder / folder)
 
     def _check_halves(self) -> None:
         """What is under a final name is whole, at whatever moment the kill came."""
@@ -215,14 +231,16 @@ class Killer:
 
     def _wait_within(self, run: Run, job: Job) -> Job:
         """Wait a random part of the time that the step takes, and not until it is over; in training, for a state."""
-        state = self.project.folder / f"results/{self.config}/state/training"
-        while job.step == "training" and not any(state.rglob("checkpoint.previous.pt")) and job in self._jobs(run):
+        while job.step == TRAINING and not self._has_state("checkpoint.previous.pt") and job in self._jobs(run):
             time.sleep(POLL)
-        part = 0.1 if job.step == "training" else 0.7
+        part = 0.1 if job.step == TRAINING else 0.7
         end = time.monotonic() + self.random.uniform(0, part) * self.durations[job.step]
         while time.monotonic() < end and job in self._jobs(run):
             time.sleep(POLL)
         return job
+
+    def _has_state(self, name: str) -> bool:
+        return any((self.project.folder / f"results/{self.config}/state/training").rglob(name))
 
     def _kill(self, run: Run, job: Job | None, ways: Sequence[str]) -> None:
         """Kill in one of these ways; note what was hit."""
@@ -237,6 +255,7 @@ class Killer:
             self.injected.append(Injected(SNAKEMAKE, stage))
         else:
             run.kill_all()
+            self.left_state |= TRAINING in alive and self._has_state("checkpoint.pt")
             self.injected.append(Injected(ALL, stage, tuple(sorted(set(alive) - {stage}))))
 
     def _kill_job(self, run: Run, job: Job) -> bool:
@@ -246,6 +265,7 @@ class Killer:
         os.kill(job.pid, signal.SIGKILL)
         assert run.wait() != 0, run.text[-3000:]
         assert KILLED in run.text, run.text[-3000:]
+        self.left_state |= job.step == TRAINING and self._has_state("checkpoint.pt")
         self.injected.append(Injected(JOB, job.step))
         return True
 
