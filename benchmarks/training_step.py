@@ -339,8 +339,6 @@ def compare(model: str, size: int, rounds: int) -> Iterator[common.Row]:
 def main() -> None:
     """Print one line for each batch and way, then write them."""
     common.one_thread()
-    logging.disable(logging.WARNING)  # open_clip says that the weights are random
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of PEFT's use of transformers
     if sys.argv[1:2] == ["--memory"]:
         ways()[sys.argv[2]](Material.make(sys.argv[3], int(sys.argv[4]))).run()
         return
@@ -354,4 +352,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # open_clip says that the weights are random
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of PEFT's use of transformers
     main()
