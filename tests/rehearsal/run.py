@@ -19,7 +19,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -153,17 +153,31 @@ def run(command: Sequence[str], variables: Mapping[str, str]) -> int:
 
 
 @contextmanager
-def group(process: subprocess.Popen[Any]) -> Iterator[subprocess.Popen[Any]]:
-    """Context at whose end a process is gone, and all of its session with it."""
+def group(process: subprocess.Popen[Any], grace: float = 10) -> Iterator[subprocess.Popen[Any]]:
+    """Context at whose end a process is gone, and all of its session with it: first asked, then made to."""
     try:
         yield process
     finally:
         for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-                process.wait(10)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                pass
+            # Not only for the process itself: Snakemake may end before its jobs do, and what was killed still takes a
+            # moment to disappear.
+            end = time.monotonic() + grace
+            while (process.poll() is None or living(process.pid)) and time.monotonic() < end:
+                time.sleep(0.05)
+
+
+def living(session: int) -> list[int]:
+    """Processes of a session, by Linux's /proc; without those that have ended and that nobody has waited for yet."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
+            # The program's name, in brackets, may hold anything.
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] not in "ZX":
+                found.append(int(folder.name))
+    return found
 
 
 def print_times(*folders: Path) -> None:

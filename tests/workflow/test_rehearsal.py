@@ -48,11 +48,11 @@ def project(project_copy: Callable[..., Any]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def script(project: Any) -> Iterator[ModuleType]:
-    """The module run.py, to measure with."""
+def script() -> Iterator[ModuleType]:
+    """The module run.py."""
     sys.path.insert(0, str(SCRIPTS))
     spec = spec_from_file_location("rehearsal_run", SCRIPTS / "run.py")
-    assert spec and spec.loader and project
+    assert spec and spec.loader
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
@@ -83,6 +83,24 @@ def test_a_stopped_rehearsal_left_no_process_and_went_on_where_it_was(project: A
     rows = io.read_table(project.folder / RESULTS / "unsafe_images/0.parquet").to_pylist()
     marked = [row["id"] for row in rows if row["image"] and _is_plain_orange(row["image"]["bytes"])]
     assert marked == [(project.folder / "painted-over.txt").read_text()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found through Linux's /proc")
+@pytest.mark.parametrize(
+    "answer, grace, saves", [("sleep 1; echo > saved; exit", 60, True), ("", 0.5, False)], ids=["in a while", "never"]
+)
+def test_what_is_stopped_may_tidy_up_and_is_gone(
+    answer: str, grace: float, saves: bool, script: ModuleType, tmp_path: Path
+) -> None:
+    """A job that does not end at once, in the session of a process that does."""
+    job = f"trap '{answer}' TERM; echo > started; while :; do sleep 1; done"
+    process = subprocess.Popen(["sh", "-c", f"({job}) & wait"], cwd=tmp_path, start_new_session=True)
+    with script.group(process, grace):
+        while not (tmp_path / "started").exists():
+            time.sleep(0.05)
+        assert script.living(process.pid)
+    assert script.living(process.pid) == []
+    assert (tmp_path / "saved").exists() == saves
 
 
 def test_any_other_use_of_the_network_would_have_been_noticed(script: ModuleType) -> None:
