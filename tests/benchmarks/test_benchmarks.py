@@ -73,8 +73,10 @@ def test_every_way_of_training_has_the_same_loss(
 ) -> None:
     """It ends with an error where losses differ; memory would take six processes that each import transformers."""
     import common
+    import training_step
 
     monkeypatch.setattr(common, "costs", lambda command: {"peak_mb": len(command)})
+    monkeypatch.setattr(training_step, "SIDE", 64)  # at full size minutes on a processor without bf16
     vision = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16}
     text = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
     model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
