@@ -18,6 +18,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from saferclip.training.tuner import CLOCK
+
 POLL = 0.05  # seconds between two looks at the processes
 TRAINING = "training"
 REPORT = "report"
@@ -290,7 +292,7 @@ def products(run: Path) -> dict[str, Any]:
     """Every file that a run made, by its name, without what differs between two runs by nature. That is
 
     * ``logs/`` and ``*.log``, ``*.tsv``: when what was done, how long it took, how much memory it had;
-    * ``seconds`` in ``record.json``, ``quadruples_per_second`` in ``steps.csv``;
+    * ``seconds`` in ``record.json``, what the clock says in ``steps.csv``;
     * of ``report.html`` all but its figures and tables: the page tells dates and durations;
     * ``state/`` and ``.<name>.partial``, which are of jobs that have not ended: other tests look for these.
 
@@ -314,7 +316,7 @@ def _content(file: Path) -> Any:
         return {name: value for name, value in record.items() if name != "seconds"}
     if file.name == "steps.csv":
         with file.open(newline="") as rows:
-            return [{**row, "quadruples_per_second": None} for row in csv.DictReader(rows)]
+            return [{**row, **dict.fromkeys(CLOCK)} for row in csv.DictReader(rows)]
     if file.name == "report.html":
         results = re.search(r"var results = (\{.*?\});\n", file.read_text(), re.DOTALL)
         assert results, f"{file} is not whole"

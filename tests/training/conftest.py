@@ -18,6 +18,7 @@ from saferclip import io, models
 from saferclip.config import LossWeights, MiningSettings, TrainingSettings
 from saferclip.mining import embedding, nearest
 from saferclip.training.losses import TERMS
+from saferclip.training.tuner import CLOCK
 
 TRAIN, VALIDATION = 13, 6
 CHILD = Path(__file__).parent / "child.py"
@@ -212,7 +213,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 def numbers(folder: Path) -> pd.DataFrame:
     """steps.csv without what the clock says."""
-    return pd.read_csv(folder / "steps.csv").drop(columns="quadruples_per_second")
+    return pd.read_csv(folder / "steps.csv").drop(columns=list(CLOCK))
 
 
 @pytest.fixture

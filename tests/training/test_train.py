@@ -18,9 +18,10 @@ from saferclip import adapters, io, models
 from saferclip.mining import embedding
 from saferclip.training import inputs, losses, train
 from saferclip.training.train import DivergenceError, Tuner
+from saferclip.training.tuner import CLOCK
 
 Run = Callable[..., Path]
-COLUMNS = ["step", "epoch", "learning_rate", "loss", *losses.TERMS, "gradient_norm", "quadruples_per_second"]
+COLUMNS = ["step", "epoch", "learning_rate", "loss", *losses.TERMS, "gradient_norm", *CLOCK]
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 def numbers(folder: Path) -> pd.DataFrame:
     """steps.csv without what the clock says."""
-    return pd.read_csv(folder / "steps.csv").drop(columns="quadruples_per_second")
+    return pd.read_csv(folder / "steps.csv").drop(columns=list(CLOCK))
 
 
 def tuner_of(material: Any, **changes: Any) -> tuple[Tuner, inputs.Split, losses.References]:

@@ -26,7 +26,7 @@ from saferclip.training.inputs import Images, Split, Targets
 from saferclip.training.losses import References
 from saferclip.training.processes import Processes
 from saferclip.training.progress import Keeper, Progress
-from saferclip.training.tuner import Tuner, counts
+from saferclip.training.tuner import CLOCK, Tuner, counts
 from saferclip.training.validation import SELECTION_SCORE, validation_rows, validation_scores
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ def train(
             keeper = Keeper(checkpoint, tuner, progress, request)
             for epoch in range(progress.epoch + 1, settings.optimisation.epochs + 1):
                 _epoch(epoch, seed, material, keeper)
+        _log_waiting(progress)
         if group.first:
             rows = {"rows": rows_used, "validation_rows": validation_rows(held_out.images)}
             _write(output, tuner, progress, identity, rows)
@@ -169,6 +170,14 @@ def _log_gaps(rows: Mapping[str, Mapping[str, int]], held_out: Images) -> None:
         logger.warning("validation: rows that take part, of %d: %s", len(held_out.safe), rows_of)
 
 
+def _log_waiting(progress: Progress) -> None:
+    """Say how much of the steps' time went by without pixels to work on: whether reading them keeps up."""
+    seconds = [1 / step["quadruples_per_second"] for step in progress.steps]  # of a quadruple; batches are alike
+    shares = [step.get("waiting_for_pixels", 0.0) for step in progress.steps]  # a state from before has none
+    waited = sum(time * share for time, share in zip(seconds, shares, strict=True))
+    logger.info("waited for pixels in %.1f%% of the time of all steps", 100 * waited / sum(seconds))
+
+
 def _be_deterministic(device: torch.device, seed: int) -> None:
     """Let the seed decide everything: adapters' first weights, dropout, and on GPUs the kernels too."""
     torch.manual_seed(seed)
@@ -193,7 +202,7 @@ def _check_finite(place: Mapping[str, int], numbers: Mapping[str, float]) -> Non
     """Raise DivergenceError if a number is infinite or none at all."""
     if all(math.isfinite(number) for number in numbers.values()):
         return
-    values = ", ".join(f"{name} {number:.4g}" for name, number in numbers.items() if name != "quadruples_per_second")
+    values = ", ".join(f"{name} {number:.4g}" for name, number in numbers.items() if name not in CLOCK)
     raise DivergenceError(f"training diverged at step {place['step']} (epoch {place['epoch']}): {values}")
 
 

@@ -20,6 +20,9 @@ from saferclip.training.inputs import Split
 from saferclip.training.losses import Embeddings, References
 from saferclip.training.processes import Processes
 
+# Of a step's numbers those that the clock says; they differ from run to run.
+CLOCK = ("quadruples_per_second", "waiting_for_pixels")
+
 
 class Tuner:
     """The model being tuned and its optimiser, in one process or in each of several."""
@@ -46,7 +49,7 @@ class Tuner:
         Gradients are those of the mean over the rows of the whole batch that take part in a term, however many
         micro-batches it is split into, for all terms but the contrastive ones: their negatives are those of the
         micro-batch.  Terms in which no row takes part have no number.  None of this depends on how many processes
-        share the batch.
+        share the batch.  ``waiting_for_pixels`` is the share of the step's time in which there were none to work on.
         """
         if not len(rows):
             return  # an epoch whose steps were all taken before an interruption
@@ -58,13 +61,16 @@ class Tuner:
         adapters.set_training_mode(self.tuned)
         # disable=None: tqdm is silent where the output is not a terminal.
         for parts in tqdm(batches, desc=description, disable=None if self.processes.first else True):
-            start = time.perf_counter()
+            start, waited = time.perf_counter(), 0.0
             count = sum(len(part) for part in parts)
             sums = torch.zeros(len(losses.TERMS) + 1, device=self.device)
             used = counts(taking_part, torch.cat(parts))
             self.optimiser.zero_grad()
             for part in parts:
-                embedded = self.embed_together(quadruples, part, next(pixels))
+                asked = time.perf_counter()
+                images = next(pixels)
+                waited += time.perf_counter() - asked
+                embedded = self.embed_together(quadruples, part, images)
                 references, own = frozen.select(part, self.device), counts(taking_part, part)
                 shares = {name: own[name] / used[name] if used[name] else 0.0 for name in own}
                 sums += self._backward(embedded, references, shares)
@@ -73,7 +79,8 @@ class Tuner:
             numbers = dict(zip(("loss", *losses.TERMS), sums.tolist(), strict=True))
             numbers = {name: number for name, number in numbers.items() if used.get(name, count)}
             numbers["gradient_norm"] = norm.item()
-            numbers["quadruples_per_second"] = count / (time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            numbers |= dict(zip(CLOCK, (count / seconds, waited / seconds), strict=True))
             self.optimiser.step()
             yield numbers
 
