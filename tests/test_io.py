@@ -232,6 +232,9 @@ def test_tensors_come_back_exactly(tmp_path: Path) -> None:
     found = io.read_tensors(path)
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) and found[name].dtype == tensors[name].dtype for name in found)
+    assert io.read_metadata(path) == {"format": "pt"}
+    io.write_tensors(path, tensors)
+    assert io.read_metadata(path) == {}
 
 
 def test_json_comes_back_and_keeps_text_readable(tmp_path: Path) -> None:
@@ -254,7 +257,13 @@ def test_csv_has_the_rows_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reader", "kind"), [(io.read_table, "Parquet"), (io.read_tensors, "safetensors"), (io.read_json, "JSON")]
+    ("reader", "kind"),
+    [
+        (io.read_table, "Parquet"),
+        (io.read_tensors, "safetensors"),
+        (io.read_metadata, "safetensors"),
+        (io.read_json, "JSON"),
+    ],
 )
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe{", b"PAR1 but not really"])
 def test_unreadable_file_is_named(tmp_path: Path, reader: Any, kind: str, content: bytes | None) -> None:

@@ -359,6 +359,9 @@ def learning_rate_selection(runs: tuple[str, ...], output: Path) -> None:
 @_option("--model", FOLDER, "folder of the model to evaluate")
 @_option("--base-model", FOLDER, "folder of the untuned model")
 @click.option(
+    "--baseline", type=FOLDER, help="folder of its evaluation; default: what drift compares with is embedded again"
+)
+@click.option(
     "--file",
     "files",
     multiple=True,
@@ -369,14 +372,21 @@ def learning_rate_selection(runs: tuple[str, ...], output: Path) -> None:
 @_output
 @_threads
 def evaluation(
-    settings: str, method: str, seed: int, model: Path, base_model: Path, files: tuple[str, ...], output: Path
+    settings: str,
+    method: str,
+    seed: int,
+    model: Path,
+    base_model: Path,
+    baseline: Path | None,
+    files: tuple[str, ...],
+    output: Path,
 ) -> None:
     """Evaluate one model on every benchmark."""
     from saferclip.config import EvaluationSettings
     from saferclip.evaluation import evaluate
 
     section = _parse(EvaluationSettings, settings)
-    evaluate.evaluate(section, method, seed, model, base_model, _pairs(files, "--file"), output)
+    evaluate.evaluate(section, method, seed, model, base_model, _pairs(files, "--file"), output, baseline)
 
 
 @main.command()

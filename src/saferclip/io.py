@@ -266,6 +266,17 @@ def read_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, to
         raise DataError(f"{path}: cannot be read as safetensors: {error}") from error
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What was written beside the tensors of a safetensors file; raises DataError naming the file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: cannot be read as safetensors: {error}") from error
+
+
 def read_rows(path: Path, name: str, size: int) -> Iterator[torch.Tensor]:
     """The rows of one tensor, ``size`` at a time; raises as ``read_tensors``.
 

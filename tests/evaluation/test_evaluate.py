@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -139,6 +140,79 @@ def test_every_caption_and_picture_is_encoded_once_per_model(
     assert len(seen) == 2 * 24 * 4 + 24 * 2 + 16 + 5 * 3 + 24 * 2
 
 
+@pytest.fixture
+def untuned(tmp_path: Path, settings: EvaluationSettings, files: dict[str, Path], tiny_clip_folder: Path) -> Path:
+    """The untuned model's evaluation of the same tables."""
+    evaluate(settings, "clip", 0, tiny_clip_folder, tiny_clip_folder, files, tmp_path / "untuned")
+    return tmp_path / "untuned"
+
+
+def test_what_the_untuned_model_hands_over_changes_no_byte(
+    tmp_path: Path,
+    settings: EvaluationSettings,
+    files: dict[str, Path],
+    tiny_resnet_clip_folder: Path,
+    tiny_clip_folder: Path,
+    output: Path,
+    untuned: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the base model is not even loaded."""
+    loaded: list[Path] = []
+    load = models.load
+    monkeypatch.setattr(models, "load", lambda folder, device: loaded.append(folder) or load(folder, device))
+    tuned = (settings, "safer-clip", 2, tiny_resnet_clip_folder, tiny_clip_folder, files)
+    evaluate(*tuned, tmp_path / "handed over", untuned)
+    assert loaded == [tiny_resnet_clip_folder]
+    names = sorted(path.name for path in output.iterdir())
+    assert len(names) == 5 + 2
+    for name in names:
+        assert (output / name).read_bytes() == (tmp_path / "handed over" / name).read_bytes()
+
+
+def test_what_was_handed_over_with_withheld_images_is_the_same_too(
+    tmp_path: Path,
+    settings: EvaluationSettings,
+    files: dict[str, Path],
+    tiny_resnet_clip_folder: Path,
+    tiny_clip_folder: Path,
+    without: Callable[[Path, str, list[int]], None],
+) -> None:
+    without(files["test"], "safe_image", [0, 5])
+    chosen = settings.model_copy(update={"benchmarks": ("drift",)})
+    evaluate(chosen, "clip", 0, tiny_clip_folder, tiny_clip_folder, files, tmp_path / "untuned")
+    tuned = (chosen, "safer-clip", 2, tiny_resnet_clip_folder, tiny_clip_folder, files)
+    evaluate(*tuned, tmp_path / "alone")
+    evaluate(*tuned, tmp_path / "handed over", tmp_path / "untuned")
+    found = [(tmp_path / name / "drift.json").read_bytes() for name in ("alone", "handed over")]
+    assert found[0] == found[1]
+
+
+def test_another_table_or_base_model_is_not_compared_with(
+    tmp_path: Path,
+    settings: EvaluationSettings,
+    files: dict[str, Path],
+    tiny_resnet_clip_folder: Path,
+    tiny_clip_folder: Path,
+    output: Path,
+    untuned: Path,
+    without: Callable[[Path, str, list[int]], None],
+) -> None:
+    resnet, clip = tiny_resnet_clip_folder, tiny_clip_folder
+
+    def evaluated(model: Path, base_model: Path, baseline: Path) -> None:
+        evaluate(settings, "safer-clip", 2, model, base_model, files, tmp_path / "refused", baseline)
+
+    with pytest.raises(io.DataError, match=rf"was not made of .*test.parquet by {re.escape(str(resnet))}; evaluate"):
+        evaluated(clip, resnet, untuned)
+    with pytest.raises(io.DataError, match=r"embeddings.safetensors: nothing to compare with; name the untuned"):
+        evaluated(resnet, clip, output)
+    without(files["test"], "safe_image", [0])
+    with pytest.raises(io.DataError, match=r"embeddings.safetensors: was not made of .*test.parquet by"):
+        evaluated(resnet, clip, untuned)
+    assert not (tmp_path / "refused").exists()
+
+
 def test_images_read_bit_by_bit_give_what_whole_tables_give(
     tmp_path: Path, settings: EvaluationSettings, tiny_resnet_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +288,7 @@ def test_a_perfect_model_scores_100(
     tmp_path: Path, settings: EvaluationSettings, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     oracle = Oracle(files)
+    (tmp_path / models.WEIGHTS).touch()  # it has none, but they are what an evaluation says it was made of
     monkeypatch.setattr(Encoders, "load", lambda *_: Encoders(oracle, oracle))  # type: ignore[arg-type]
     evaluate(settings, "oracle", 0, tmp_path, tmp_path, files, tmp_path / "evaluation")
     values = {

@@ -128,20 +128,24 @@ def modules(*names):
     return sorted(map(str, [*found.values(), *data]))
 
 
+@cache
 def _source(name):
     path = Path("src", *name.split("."))
     candidates = (path.with_suffix(".py"), path / "__init__.py")
     return next((file for file in candidates if file.is_file()), None)
 
 
+@cache
 def _imports(file):
+    """What a file imports from saferclip, wherever in it; other names may be in the answer, which _source sorts out."""
+    names = []
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             # `from package import name`: the name may be a module or not; _source knows.
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [name for name in names if name.startswith("saferclip")]
 
 
 def model(folder):
@@ -171,6 +175,14 @@ def evaluated_model(wildcards):
         return model(f"{R}/training/{wildcards.method}/seed-{wildcards.seed}")
     untuned = RUN.methods[wildcards.method] is None
     return model(f"{R}/base_model" if untuned else f"{R}/published_model/{wildcards.method}")
+
+
+def baseline(wildcards):
+    """What the untuned model's evaluation hands over to all others, for their drift; nothing for itself."""
+    untuned = next(method for method, settings in RUN.methods.items() if settings is None)
+    if wildcards.method == untuned or "drift" not in RUN.evaluation.benchmarks:
+        return []
+    return f"{R}/evaluation/{untuned}/seed-{RUN.seeds_of(untuned)[0]}/embeddings.safetensors"
 
 
 def exported(folder, method="{method}", seed="{seed}"):

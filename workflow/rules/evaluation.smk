@@ -3,6 +3,7 @@ rule evaluation:
     input:
         model=evaluated_model,
         base_model=rules.base_model.output,
+        baseline=baseline,
         tables=sorted(set(TABLES.values())),
         descriptions=[f"{R}/test_sets/{file}" for file in set_files() if file.removesuffix(".json") in TABLES],
         code=modules("evaluation.evaluate"),
@@ -28,8 +29,9 @@ rule evaluation:
         files=[f"--file {name}={file}" for name, file in TABLES.items()],
         model=lambda wildcards, input: dirname(input.model[0]),
         base_model=lambda wildcards, input: dirname(input.base_model[0]),
+        baseline=lambda wildcards, input: f"--baseline {dirname(input.baseline)}" if input.baseline else "",
         folder=subpath(output.ranks, parent=True),
     shell:
         "saferclip evaluation --settings {params.settings:q} --method {wildcards.method} --seed {wildcards.seed}"
-        " --model {params.model} --base-model {params.base_model} {params.files} --output {params.folder}"
-        " --threads {threads} 2> {log}"
+        " --model {params.model} --base-model {params.base_model} {params.baseline} {params.files}"
+        " --output {params.folder} --threads {threads} 2> {log}"

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from saferclip import io, metrics
 from saferclip.config import EvaluationSettings
-from saferclip.evaluation import quadruples
+from saferclip.evaluation import handover, quadruples
 from saferclip.evaluation.encoder import Encoders
 from saferclip.evaluation.result import Result
 from saferclip.evaluation.result import mean as mean_of
 
-COLUMNS = ("safe_caption", "safe_image")
+COLUMNS = quadruples.SAFE
 
 
 def evaluate(path: Path, encoders: Encoders, settings: EvaluationSettings) -> Result:
@@ -23,14 +23,15 @@ def evaluate(path: Path, encoders: Encoders, settings: EvaluationSettings) -> Re
     other methods' are to be compared with.
     """
     tuned = quadruples.embed(path, encoders.model, COLUMNS)
-    base = quadruples.embed(path, encoders.base, COLUMNS)
+    base = encoders.base
+    before = handover.read(base) if isinstance(base, Path) else quadruples.embed(path, base, COLUMNS).embeddings
     result = Result(counts=tuned.counts)
     for name, column in (("text", "safe_caption"), ("image", "safe_image")):
         rows = tuned.complete([column])
         result.counts[f"{name}/inputs"] = len(rows)
         after = tuned.take(rows, column)
         if len(rows):
-            cosines = metrics.similarities(after, base.take(rows, column))
+            cosines = metrics.similarities(after, before[column][rows])
             result.metrics[f"safe_{name}/cosine"] = mean_of(cosines, settings)
         if len(rows) > 1:
             result.metrics[f"uniformity_{name}"] = _uniformity(after, settings.block_size)

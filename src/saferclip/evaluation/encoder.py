@@ -70,16 +70,26 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Encoders:
-    """The model that is evaluated and the base model it came from; one and the same if untuned."""
+    """The model that is evaluated and the base model it came from; one and the same if untuned.
+
+    Instead of the base model there may be a file that holds its embeddings, as ``handover`` reads it.
+    """
 
     model: Encoder
-    base: Encoder
+    base: Encoder | Path
 
     @classmethod
-    def load(cls, model: Path, base_model: Path, batch_size: int) -> Encoders:
+    def load(cls, model: Path, base_model: Path, batch_size: int, embedded: Path | None = None) -> Encoders:
+        """Load both models, but the base model only if nothing says how it embeds."""
         encoder = Encoder.load(model, batch_size, "model")
-        untuned = model.resolve() == base_model.resolve()
-        return cls(encoder, encoder if untuned else Encoder.load(base_model, batch_size, "base model"))
+        if model.resolve() == base_model.resolve():
+            return cls(encoder, encoder)
+        return cls(encoder, embedded or Encoder.load(base_model, batch_size, "base model"))
+
+    @property
+    def untuned(self) -> bool:
+        """Whether the model is the base model itself."""
+        return self.model is self.base
 
 
 def _look_up(cache: Cache, items: Iterable[tuple[Hashable, Any]], encode: Callable[[Iterator[Any]], Tensor]) -> Tensor:

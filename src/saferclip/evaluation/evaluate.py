@@ -10,7 +10,7 @@ import torch
 
 from saferclip import io, provenance
 from saferclip.config import EvaluationSettings
-from saferclip.evaluation import drift, gallery, quadruples, retrieval, zero_shot
+from saferclip.evaluation import drift, gallery, handover, quadruples, retrieval, zero_shot
 from saferclip.evaluation.encoder import Encoder, Encoders
 from saferclip.evaluation.result import Evaluator
 
@@ -26,6 +26,7 @@ NO_RANK: dict[str, Any] = {
     **{"benchmark": "", "direction": "", "query_id": "", "rank": 0},
     **{"top_id": "", "top_unsafe": False, "similarity": 0.0},
 }
+EMBEDDINGS = "embeddings.safetensors"
 MAPPED_QUADRUPLES = 300  # more points than that hide each other on the map
 
 
@@ -37,11 +38,14 @@ def evaluate(
     base_model: Path,
     files: Mapping[str, Path],
     output: Path,
+    baseline: Path | None = None,
 ) -> None:
     """Write ``<benchmark>.json`` for each benchmark, ``ranks.parquet`` and ``embeddings.safetensors``.
 
     ``files`` maps benchmarks to their tables; 'test' is always needed, and serves for 'drift' too if
-    that has no file of its own.  Raises DataError if one is missing.
+    that has no file of its own.  ``baseline`` is the folder of the base model's own evaluation, whose embeddings
+    are taken instead of made again.  Raises DataError if a table is missing, or if those embeddings are of another
+    table or base model.
     """
     paths = dict(files)
     if "test" in paths:
@@ -49,7 +53,10 @@ def evaluate(
     missing = [name for name in dict.fromkeys(("test", *settings.benchmarks)) if name not in paths]
     if missing:
         raise io.DataError(f"no file is given for {', '.join(missing)}; write --file {missing[0]}=<table>")
-    encoders = Encoders.load(model, base_model, settings.batch_size)
+    embedded = baseline / EMBEDDINGS if baseline and "drift" in settings.benchmarks else None
+    if embedded:
+        handover.check(embedded, paths["drift"], base_model)
+    encoders = Encoders.load(model, base_model, settings.batch_size, embedded)
     origin = provenance.provenance({"method": method, **settings.model_dump(mode="json")}, seed)
     ranks: list[dict[str, Any]] = []
     for benchmark in settings.benchmarks:
@@ -65,7 +72,11 @@ def evaluate(
         io.write_evaluation(output / f"{benchmark}.json", record)
         ranks.extend({"benchmark": benchmark, **row} for row in result.ranks)
     io.write_table(output / "ranks.parquet", ranks, NO_RANK)
-    io.write_tensors(output / "embeddings.safetensors", map_points(paths["test"], encoders.model))
+    tensors, made_of = map_points(paths["test"], encoders.model), None
+    if encoders.untuned and "drift" in settings.benchmarks:
+        tensors |= handover.tensors(paths["drift"], encoders.model)
+        made_of = handover.origin(paths["drift"], base_model)
+    io.write_tensors(output / EMBEDDINGS, tensors, made_of)
 
 
 def map_points(path: Path, encoder: Encoder) -> dict[str, torch.Tensor]:

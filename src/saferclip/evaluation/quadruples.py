@@ -14,6 +14,7 @@ from saferclip.evaluation.encoder import Encoder
 
 CAPTIONS = ("safe_caption", "unsafe_caption")
 IMAGES = ("safe_image", "unsafe_image")
+SAFE = ("safe_caption", "safe_image")
 
 
 @dataclass(frozen=True)

@@ -84,5 +84,6 @@ def _read(results: Results, method: str) -> dict[str, Array]:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise io.DataError(f"{path}: cannot be read as safetensors: {error}") from error
-    wide = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
+    columns = [f"{kind}_{modality}" for kind in ("safe", "unsafe") for modality in MODALITIES]
+    wide = {name: tensors[name].astype(np.float64) for name in columns if name in tensors}
     return {name: rows / np.linalg.norm(rows, axis=1, keepdims=True) for name, rows in wide.items()}
