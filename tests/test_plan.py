@@ -25,6 +25,7 @@ COSTS: dict[str, Any] = {
     "seconds_per_image": 36,
     "seconds_per_answer": 3.6,
     "image_megabytes": 0.1,
+    "pixels_megabytes": 0.2,
     "model_gigabytes": 2,
     "download_gigabytes": {},
 }
@@ -52,6 +53,13 @@ def test_embedding_and_data_count_two_images_a_quadruple() -> None:
     found = estimate()
     assert found["embedding"].gpu_hours == pytest.approx(2 * 1100 / 10 / 3600)
     assert found["data"].gigabytes == pytest.approx(2 * 1200 * 0.1 / 1000)
+
+
+def test_pixels_take_disk_where_they_are_kept() -> None:
+    """Two images for each of 1,000 training and 100 validation rows."""
+    assert estimate()["embedding"].gigabytes == 0
+    mining = {"block_size": 8, "batch_size": 8, "pixels": "file"}
+    assert estimate(mining=mining)["embedding"].gigabytes == pytest.approx(2 * 1100 * 0.2 / 1000)
 
 
 def test_what_a_run_does_not_have_costs_nothing() -> None:

@@ -115,7 +115,9 @@ def _benchmark(sizes: _Sizes) -> Iterator[Step]:
 
 def _embedding(sizes: _Sizes) -> Iterator[Step]:
     images = 2 * (sizes.train + sizes.held_out)
-    yield Step("embedding", f"{images:,} images", sizes.encoding(images))
+    kept = images if sizes.config.mining.pixels == "file" else 0
+    size = kept * sizes.costs.pixels_megabytes / 1000
+    yield Step("embedding", f"{images:,} images", sizes.encoding(images), size)
 
 
 def _training(sizes: _Sizes) -> Iterator[Step]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from saferclip import io, models
-from saferclip.config import MiningSettings
-from saferclip.mining import embedding
+from saferclip.config import ConfigError, MiningSettings
+from saferclip.mining import embedding, pixels
 
 SETTINGS = MiningSettings(block_size=4, batch_size=3)
 
@@ -51,16 +51,6 @@ def test_equal_captions_have_equal_embeddings(tiny_clip_folder: Path) -> None:
     assert torch.equal(embedded[0], embedded[2]) and torch.equal(embedded[0], embedded[4])
     for row, caption in enumerate(captions):
         torch.testing.assert_close(embedded[row], models.encode_texts(clip, [caption], 1)[0], atol=1e-6, rtol=0)
-
-
-def test_images_are_read_in_order_across_blocks(
-    tiny_quadruples: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tiny_quadruples(7, "train")
-    monkeypatch.setattr(embedding, "READ_ROWS", 3)
-    expected = [io.decode_image(cell) for cell in io.read_table(path)["unsafe_image"].to_pylist()]
-    found = list(embedding.read_images(path, "unsafe_image"))
-    assert [image.tobytes() for image in found] == [image.tobytes() for image in expected]
 
 
 @pytest.fixture
@@ -115,6 +105,33 @@ def test_spread_rows_carry_gradients() -> None:
     assert embedding.spread(rows, torch.ones(2, dtype=torch.bool), 3) is rows, "complete rows are left alone"
 
 
-def test_broken_image_is_named() -> None:
-    with pytest.raises(io.DataError, match=r"^table: row 5: the image cannot be decoded"):
-        embedding.decode({"bytes": b"not a picture", "path": None}, "table: row 5")
+def test_pixels_are_kept_on_the_way_and_change_no_embedding(
+    base_model: Path, with_gaps: Callable[..., Path], tmp_path: Path
+) -> None:
+    train, validation = with_gaps("train", {1}, {0, 3, 6}), with_gaps("validation", set(), set(range(7)))
+    keeping = SETTINGS.model_copy(update={"pixels": "file"})
+    embedding.embed(SETTINGS, base_model, train, validation, tmp_path / "without")
+    embedding.embed(keeping, base_model, train, validation, tmp_path / "with")
+    first, second = ((tmp_path / name / embedding.FILE).read_bytes() for name in ("without", "with"))
+    assert first == second
+    files = {"train_pixels.safetensors", "validation_pixels.safetensors"}
+    assert {path.name for path in (tmp_path / "without").iterdir()} == {embedding.FILE, embedding.SUMMARY}
+    assert {path.name for path in (tmp_path / "with").iterdir()} == {embedding.FILE, embedding.SUMMARY, *files}
+    to_pixels, _ = pixels.split_preprocess(models.load(base_model).preprocess)
+    for name, table in (("train", train), ("validation", validation)):
+        kept = io.read_tensors(tmp_path / "with" / f"{name}_pixels.safetensors")
+        for column in pixels.IMAGES:
+            cells = [cell for cell in io.read_table(table)[column].to_pylist() if cell]
+            expected = [to_pixels(io.decode_image(cell)) for cell in cells]
+            assert kept[column].shape == (len(cells), *pixels.shape_of(to_pixels))
+            assert all(torch.equal(one, other) for one, other in zip(kept[column], expected, strict=True))
+
+
+def test_what_training_could_not_keep_in_memory_is_refused_before_anything_is_embedded(
+    tiny_clip_folder: Path, with_gaps: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = with_gaps("train", {1}, {0, 3, 6})
+    monkeypatch.setattr(pixels, "MEMORY_BYTES", 10 * 32 * 32 * 3 - 1)
+    with pytest.raises(ConfigError, match=r"train\.parquet: decoded images take .* set mining\.pixels to 'file'"):
+        embedding.embed(SETTINGS, tiny_clip_folder, train, train, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -6,10 +6,8 @@ each with its arguments.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import resource
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,16 +18,6 @@ from typing import Any
 def signal_after_step(step: int, number: int, group: bool = False) -> None:
     """Send a signal to this process, or to its group, once a step (from 1, of this process's own) is taken."""
     _after_step(step, lambda: os.killpg(0, number) if group else os.kill(os.getpid(), number))
-
-
-def kill_decoder_after_step(step: int) -> None:
-    """Kill a process that decodes images, as the system does when memory runs out; wait until torch has seen it."""
-
-    def kill() -> None:
-        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
-        time.sleep(60)
-
-    _after_step(step, kill)
 
 
 def _after_step(wanted: int, act: Callable[[], None]) -> None:
@@ -46,16 +34,6 @@ def _after_step(wanted: int, act: Callable[[], None]) -> None:
             yield numbers
 
     Tuner.steps = steps  # type: ignore[method-assign]
-
-
-def stream_images(cache: str) -> None:
-    """Let processes decode images when they are used, as at paper scale."""
-    import datasets
-
-    from saferclip.training import inputs
-
-    inputs.DECODED_BYTES = 0
-    datasets.config.HF_DATASETS_CACHE = cache
 
 
 def limit_files(size: int) -> None:
@@ -80,7 +58,6 @@ def hang_while_writing() -> None:
 def run(arguments: list[str], environment: dict[str, str], log: str, accidents: dict[str, list[Any]]) -> None:
     """Become the command."""
     os.setsid()
-    multiprocessing.set_start_method("fork", force=True)  # for its own children, as in a process started by hand
     os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):

@@ -17,6 +17,8 @@ import torch
 from saferclip import io, models
 from saferclip.config import LossWeights, MiningSettings, TrainingSettings
 from saferclip.mining import embedding, nearest
+from saferclip.provenance import file_digest
+from saferclip.training.inputs import Stored
 from saferclip.training.losses import TERMS
 from saferclip.training.tuner import CLOCK
 
@@ -45,6 +47,11 @@ class Material:
     def files(self) -> dict[str, Path]:
         names = ("base_model", "train", "validation", "embeddings", "neighbours")
         return {name: getattr(self, name) for name in names}
+
+    def store_pixels(self) -> None:
+        """Write the files of pixels that training looks for."""
+        settings = MiningSettings(block_size=8, batch_size=8, pixels="file")
+        embedding.embed(settings, self.base_model, self.train, self.validation, self.embeddings.parent)
 
     def settings(self, dropout: float = 0.0, **changes: Any) -> TrainingSettings:
         """Settings of a short SaFeR-CLIP run; ``changes`` replace some of them, by name."""
@@ -93,6 +100,17 @@ def material(request: pytest.FixtureRequest, tiny_quadruples: Callable[..., Path
 def vit_material(tiny_clip_folder: Path, tiny_quadruples: Callable[..., Path], tmp_path: Path) -> Material:
     """For what does not depend on the kind of model: the faster one alone."""
     return make_material("tiny_clip_folder", tiny_clip_folder, tiny_quadruples, tmp_path / "material")
+
+
+@pytest.fixture
+def stored() -> Callable[[Material], Stored]:
+    """A function (material) -> the file of the training split's pixels, written."""
+
+    def store(material: Material) -> Stored:
+        material.store_pixels()
+        return Stored(material.embeddings.with_name(embedding.pixels_file("train")), file_digest(material.train))
+
+    return store
 
 
 def withhold(path: Path, safe: list[int], unsafe: list[int]) -> None:

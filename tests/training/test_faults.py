@@ -155,35 +155,42 @@ def test_a_run_that_diverged_diverges_again_with_the_same_message(
     assert all(torch.isfinite(weight).all() for weight in state["weights"].values())
 
 
-def test_a_killed_decoding_process_is_named(
-    vit_material: Any, training: Any, tmp_path: Path, unbroken: Path, same_run: Any
-) -> None:
-    streamed = {"stream_images": [str(tmp_path / "cache")]}
-    killed = training(vit_material, "run", **streamed, kill_decoder_after_step=[3])
-    assert killed.wait() == 1
-    last = killed.text.splitlines()[-1]
-    assert last.startswith("error: a process that decodes images is gone (DataLoader worker (pid ")
-    assert "is killed by signal: Killed" in last and "ask for more memory" in last
-    assert "Traceback" not in killed.text
-    again = training(vit_material, "run", **streamed)
-    assert again.wait() == 0, again.text
-    assert "going on from" in again.text and "epoch 1:" not in again.text
-    assert same_run(unbroken, tmp_path / "run")
-
-
-def test_a_picture_that_cannot_be_decoded_is_named_in_one_line(
-    vit_material: Any, training: Any, tmp_path: Path
-) -> None:
+def test_a_picture_that_cannot_be_decoded_is_named_in_one_line(vit_material: Any, training: Any) -> None:
     rows = io.read_table(vit_material.train).to_pylist()
     for number, row in enumerate(rows):
         row["safe_image"], row["unsafe_image"] = (row[name]["bytes"] for name in ("safe_image", "unsafe_image"))
         if number == 7:
             row["unsafe_image"] = row["unsafe_image"][:100]
     io.write_table(vit_material.train, rows)
-    command = training(vit_material, "run", stream_images=[str(tmp_path / "cache")])
+    command = training(vit_material, "run")
     assert command.wait() == 1
     assert f"error: {vit_material.train}: row 7, unsafe_image: the image cannot be decoded" in command.text
     assert "Traceback" not in command.text
+
+
+def test_damaged_pixels_are_named_in_one_line_and_cost_nothing(
+    vit_material: Any, training: Any, unbroken: Path, same_run: Any, tmp_path: Path
+) -> None:
+    """One byte of an image that only the last epoch uses: the run goes on from the one before."""
+    vit_material.store_pixels()
+    file = vit_material.embeddings.with_name("train_pixels.safetensors")
+    table = io.read_table(vit_material.neighbours).to_pylist()
+    hard = next(int(row["unsafe_id"][-5:]) for row in table if row["difficulty"] == 2)
+    whole = file.read_bytes()
+    size, images = 32 * 32 * 3, 13
+    content = bytearray(whole)
+    content[len(whole) - (images - hard) * size + size // 2] ^= 1
+    file.write_bytes(content)
+    command = training(vit_material, "run")
+    assert command.wait() == 1
+    said = f"error: {file}: image {hard} of unsafe_image is damaged; remove the file, and embed again"
+    assert command.text.splitlines()[-1] == said
+    assert "Traceback" not in command.text and "epoch 2:" in command.text
+    file.write_bytes(whole)
+    again = training(vit_material, "run")
+    assert again.wait() == 0, again.text
+    assert "going on from" in again.text and "epoch 2:" not in again.text
+    assert same_run(unbroken, tmp_path / "run")
 
 
 def test_a_state_for_which_there_is_no_room_leaves_the_one_before(

@@ -2,76 +2,70 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torchvision.transforms import Compose, Resize
 
 from saferclip import io, models
-from saferclip.mining import nearest
-from saferclip.training import inputs
-
-
-@pytest.mark.parametrize("size", [(32, 32), (64, 64), (45, 70), (90, 31)])
-def test_pixels_equal_the_models_own_preprocessing(tiny_clip_folder: Path, size: tuple[int, int]) -> None:
-    preprocess = models.load(tiny_clip_folder).preprocess
-    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    for image in (Image.fromarray(noise), Image.fromarray(noise).convert("L").convert("RGB")):
-        to_pixels, normalise = inputs.split_preprocess(preprocess)
-        pixels = to_pixels(image)
-        assert pixels.dtype == torch.uint8 and pixels.shape == (32, 32, 3)
-        found = normalise(pixels.permute(2, 0, 1).unsqueeze(0).float() / 255)[0]
-        torch.testing.assert_close(found, preprocess(image), atol=1e-6, rtol=0)
-
-
-def test_preprocessing_without_normalisation_is_refused() -> None:
-    with pytest.raises(io.DataError, match="does not end in a normalisation"):
-        inputs.split_preprocess(Compose([Resize(8)]))
-
+from saferclip.config import ConfigError
+from saferclip.mining import nearest, pixels
+from saferclip.mining.pixels import split_preprocess
+from saferclip.training import inputs, train
 
 ALL = inputs.Images(torch.ones(13, dtype=torch.bool), torch.ones(13, dtype=torch.bool))
-PLAN = [torch.tensor([5, 0, 3]), torch.tensor([1]), torch.tensor([12, 4])]
+PLAN = [torch.tensor([5, 0, 3]), torch.tensor([1]), torch.tensor([12, 4]), torch.tensor([], dtype=torch.long)]
 
 
-@pytest.fixture
-def streamed(vit_material: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Pictures that do not fit into memory, decoded by ``workers`` processes."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(inputs, "DECODED_BYTES", 0)
-
-    def make(workers: int) -> inputs.Pictures:
-        return inputs.read_split(vit_material.train, models.load(vit_material.base_model), workers).pictures
-
-    return make
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_streamed_pictures_equal_decoded_ones(vit_material: Any, streamed: Any, workers: int) -> None:
+def test_batches_hold_the_pixels_of_their_rows(vit_material: Any, stored: Any) -> None:
+    """Decoded at the beginning, or read from the file; the safe images first."""
     clip = models.load(vit_material.base_model)
-    to_pixels, _ = inputs.split_preprocess(clip.preprocess)
-    decoded = inputs.DecodedPictures(vit_material.train, to_pixels, ALL)
-    stream = streamed(workers)
-    assert isinstance(stream, inputs.StreamedPictures)
+    to_pixels, _ = split_preprocess(clip.preprocess)
+    memory = inputs.read_split(vit_material.train, clip).pictures
+    file = inputs.read_split(vit_material.train, clip, stored(vit_material)).pictures
     rows = io.read_table(vit_material.train).to_pylist()
-    for part, first, second in zip(PLAN, decoded.batches(PLAN), stream.batches(PLAN), strict=True):
+    for part, first, second in zip(PLAN, memory.batches(PLAN), file.batches(PLAN), strict=True):
         cells = [rows[row][column] for column in ("safe_image", "unsafe_image") for row in part]
-        expected = torch.stack([to_pixels(io.decode_image(cell)) for cell in cells]).permute(0, 3, 1, 2)
-        assert torch.equal(first, expected) and torch.equal(second, expected)
+        expected = [to_pixels(io.decode_image(cell)).permute(2, 0, 1) for cell in cells]
+        assert first.dtype == torch.uint8 and first.shape == (len(cells), 3, 32, 32)
+        assert torch.equal(first, second)
+        assert not cells or torch.equal(first, torch.stack(expected))
 
 
-def test_pictures_that_fit_are_kept_decoded(vit_material: Any) -> None:
-    split = inputs.read_split(vit_material.train, models.load(vit_material.base_model), 1)
-    assert isinstance(split.pictures, inputs.DecodedPictures)
+def test_training_from_a_file_of_pixels_decodes_nothing_and_ends_the_same(
+    material: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_run: Any
+) -> None:
+    def run(name: str) -> Path:
+        state = tmp_path / f"{name}.state"
+        train.train(material.settings(), 0, output=tmp_path / name, state=state, **material.files())
+        return tmp_path / name
+
+    decoding = run("decoding")
+    material.store_pixels()
+    monkeypatch.setattr(pixels, "decode", lambda *_: pytest.fail("an image was decoded"))
+    assert same_run(decoding, run("reading"))
+
+
+def test_pixels_of_another_table_are_refused(vit_material: Any, stored: Any) -> None:
+    clip, file = models.load(vit_material.base_model), stored(vit_material)
+    with pytest.raises(io.DataError, match=r"train_pixels\.safetensors: made of another table.* embed again"):
+        inputs.read_split(vit_material.train, clip, dataclasses.replace(file, table_sha256="0"))
+
+
+def test_images_that_do_not_fit_into_memory_are_refused(vit_material: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """26 images of 3,072 bytes, in each of two processes."""
+    clip = models.load(vit_material.base_model)
+    monkeypatch.setattr(pixels, "MEMORY_BYTES", 26 * 3072)
+    assert len(inputs.read_split(vit_material.train, clip)) == 13
+    with pytest.raises(ConfigError, match=r"train\.parquet: decoded images take .* set mining\.pixels to 'file'"):
+        inputs.read_split(vit_material.train, clip, readers=2)
 
 
 def test_captions_are_tokenised_in_order(vit_material: Any) -> None:
     clip = models.load(vit_material.base_model)
-    split = inputs.read_split(vit_material.train, clip, 1)
+    split = inputs.read_split(vit_material.train, clip)
     rows = io.read_table(vit_material.train).to_pylist()
     assert len(split) == len(rows)
     assert torch.equal(split.safe_tokens, clip.tokenize([row["safe_caption"] for row in rows]))

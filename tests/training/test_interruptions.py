@@ -122,21 +122,19 @@ def test_a_killed_run_loses_what_came_after_the_last_saving(
     assert same_run(unbroken, resumed)
 
 
-def test_the_command_says_where_it_stopped_and_helpers_of_its_group_let_it_finish(
-    vit_material: Any, training: Any, tmp_path: Path, same_run: Any
-) -> None:
-    """As a scheduler does: the signal, after SIGCONT, goes to the whole group, decoding processes included."""
-    streamed = {"stream_images": [str(tmp_path / "cache")]}
-    unbroken = training(vit_material, "unbroken", **streamed)
+def test_the_command_says_where_it_stopped(vit_material: Any, training: Any, tmp_path: Path, same_run: Any) -> None:
+    """As a scheduler does: the signal goes to the whole group.  Pixels are read by threads meanwhile."""
+    unbroken = training(vit_material, "unbroken")
     assert unbroken.wait() == 0, unbroken.text
-    broken = training(vit_material, "broken", **streamed, signal_after_step=[4, signal.SIGTERM, True])
+    vit_material.store_pixels()
+    broken = training(vit_material, "broken", signal_after_step=[4, signal.SIGTERM, True])
     assert broken.wait() == 128 + signal.SIGTERM, broken.text
     assert broken.text.endswith(
         f"ended by SIGTERM after step 4 (epoch 2); the state is in {tmp_path / 'broken.state'}: start again to go on "
         "from there\n"
     )
     assert "Traceback" not in broken.text
-    resumed = training(vit_material, "broken", **streamed)
+    resumed = training(vit_material, "broken")
     assert resumed.wait() == 0, resumed.text
     assert f"going on from {tmp_path / 'broken.state'}" in resumed.text
     assert same_run(tmp_path / "unbroken", tmp_path / "broken")

@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +15,7 @@ from torch import Tensor
 from saferclip import adapters, io, models
 from saferclip.config import LossWeights
 from saferclip.mining import embedding
+from saferclip.mining.pixels import IMAGES, split_preprocess
 from saferclip.training import inputs, losses, selection, train
 from saferclip.training.inputs import Images
 from saferclip.training.losses import TERMS, References
@@ -34,7 +34,7 @@ def tuner_of(material: Any, **changes: Any) -> tuple[Tuner, inputs.Split, Refere
     tuner = Tuner(clip, adapters.attach(clip, settings.optimisation.lora), settings)
     for name, weight in tuner.weights.items():
         torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
-    quadruples = inputs.read_split(material.train, clip, 1)
+    quadruples = inputs.read_split(material.train, clip)
     targets = inputs.read_targets(settings.method, material.train, material.neighbours)
     return tuner, quadruples, inputs.read_frozen(material.embeddings, targets, quadruples.images)
 
@@ -212,18 +212,15 @@ def test_resumed_run_on_captions_alone_goes_on(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_streamed_pictures_equal_decoded_ones(incomplete: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_of_a_file_are_those_of_the_table(incomplete: Any, stored: Any) -> None:
     material = incomplete(SAFE_GAPS, UNSAFE_GAPS)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     clip = models.load(material.base_model)
-    decoded = inputs.read_split(material.train, clip, 0).pictures
-    monkeypatch.setattr(inputs, "DECODED_BYTES", 0)
-    streamed = inputs.read_split(material.train, clip, 0).pictures
-    assert isinstance(streamed, inputs.StreamedPictures) and isinstance(decoded, inputs.DecodedPictures)
+    memory = inputs.read_split(material.train, clip).pictures
+    file = inputs.read_split(material.train, clip, stored(material)).pictures
     plan = [torch.tensor([5, 0, 3]), torch.tensor([4]), torch.tensor([12, 11, 1, 2])]
-    to_pixels, _ = inputs.split_preprocess(clip.preprocess)
+    to_pixels, _ = split_preprocess(clip.preprocess)
     table = io.read_table(material.train).to_pylist()
-    for rows, first, second in zip(plan, decoded.batches(plan), streamed.batches(plan), strict=True):
+    for rows, first, second in zip(plan, memory.batches(plan), file.batches(plan), strict=True):
         cells = [table[row][column] for column in ("safe_image", "unsafe_image") for row in rows.tolist()]
         expected = [to_pixels(io.decode_image(cell)).permute(2, 0, 1) for cell in cells if cell]
         assert first.shape == second.shape == (len(expected), 3, 32, 32)
@@ -234,7 +231,7 @@ def test_streamed_pictures_equal_decoded_ones(incomplete: Any, tmp_path: Path, m
 def test_embeddings_of_other_images_are_refused(incomplete: Any) -> None:
     material = incomplete(SAFE_GAPS, UNSAFE_GAPS)
     targets = inputs.read_targets(material.settings().method, material.train, material.neighbours)
-    images = Images(*(embedding.present(material.train, column) for column in embedding.IMAGES))
+    images = Images(*(embedding.present(material.train, column) for column in IMAGES))
     images.unsafe[2] = False
     with pytest.raises(io.DataError, match=r"other images are there in train\.unsafe_image than in the table; embed"):
         inputs.read_frozen(material.embeddings, targets, images)

@@ -63,7 +63,7 @@ def tuner_of(material: Any, **changes: Any) -> tuple[Tuner, inputs.Split, losses
     clip = models.load(material.base_model)
     tuner = Tuner(clip, adapters.attach(clip, settings.optimisation.lora), settings)
     targets = inputs.read_targets(settings.method, material.train, material.neighbours)
-    quadruples = inputs.read_split(material.train, clip, 1)
+    quadruples = inputs.read_split(material.train, clip)
     return tuner, quadruples, inputs.read_frozen(material.embeddings, targets, quadruples.images)
 
 

@@ -19,7 +19,7 @@ from saferclip import io
 from saferclip.benchmark import duplicates, sources
 from saferclip.config import LocalData, ZeroShotSource
 from saferclip.data import labelled_images, local, picture_files, pictures
-from saferclip.mining import embedding
+from saferclip.mining import pixels
 
 SIDE = 8
 PIXELS = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
@@ -117,7 +117,7 @@ def test_what_is_no_picture_or_too_much_of_one_is_refused_by_name(name: str, rea
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_nor_is_it_decoded_out_of_a_table_or_for_the_benchmark(name: str) -> None:
     with pytest.raises(io.DataError, match=r"^table: row 3: the image"):
-        embedding.decode({"bytes": HOSTILE[name], "path": None}, "table: row 3")
+        pixels.decode({"bytes": HOSTILE[name], "path": None}, "table: row 3")
     assert not sources.is_image(HOSTILE[name])
     with pytest.raises(Exception, match=r"picture|too large|truncated"):
         duplicates.image_hash(HOSTILE[name])

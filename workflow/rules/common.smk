@@ -37,6 +37,9 @@ CACHE = RUN.downloads.folder if RUN.downloads else "downloads"
 TRIAL = f"{R}/learning_rate_selection/{{method}}/{{rate}}"
 CHOSEN_RATES = f"config/{RUN.name}.learning_rates.csv"
 
+# Decoded images, where training does not decode them for itself.
+PIXELS = [f"{R}/embedding/{split}_pixels.safetensors" for split in SPLITS[:2] if RUN.mining.pixels == "file"]
+
 # The table that each benchmark reads.
 BENCHMARKS = {
     "test": f"{R}/data/test.parquet",

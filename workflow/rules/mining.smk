@@ -1,5 +1,8 @@
 rule embedding:
-    """Embed every quadruple with the frozen model, once: mining and training read these."""
+    """Embed every quadruple with the frozen model, once: mining and training read these.
+
+    Images are decoded here anyway; where training reads them from a file, it is written on the way.
+    """
     input:
         model=rules.base_model.output,
         train=f"{R}/data/train.parquet",
@@ -8,6 +11,7 @@ rule embedding:
     output:
         tensors=f"{R}/embedding/frozen.safetensors",
         summary=f"{R}/embedding/summary.json",
+        pixels=PIXELS,
     log:
         f"{LOGS}/embedding.log",
     benchmark:

@@ -8,6 +8,7 @@ rule training:
         train=f"{R}/data/train.parquet",
         validation=f"{R}/data/validation.parquet",
         embeddings=rules.embedding.output.tensors,
+        pixels=PIXELS,  # found beside the embeddings
         neighbours=rules.mining.output.neighbours,
         code=modules("training.train"),
     output:

@@ -125,5 +125,6 @@ class CostSettings(Settings):
     seconds_per_image: float = Field(ge=0, description="of text_to_image, judged too")
     seconds_per_answer: float = Field(ge=0, description="of image_to_text")
     image_megabytes: float = Field(ge=0, description="size of an image in a table")
+    pixels_megabytes: float = Field(ge=0, description="size of an image that is decoded for training")
     model_gigabytes: float = Field(ge=0, description="size of a trained model")
     download_gigabytes: dict[RunName, float] = Field(description="sizes that the table of downloads does not say")

@@ -19,7 +19,7 @@ from saferclip.data import picture_files, pictures
 from saferclip.generation import shares
 from saferclip.generation.language import Describer, Toxicity
 from saferclip.generation.progress import Progress, batches
-from saferclip.mining import embedding
+from saferclip.mining import pixels
 
 TEST = "test"
 
@@ -106,7 +106,7 @@ def _of_test(table: Path, limit: int) -> Pictures:
     def read(names: Iterable[str]) -> Iterator[Image.Image]:
         rows = list(map(int, names))
         for row, cell in zip(rows, io.read_cells(table, "unsafe_image", rows), strict=True):
-            yield embedding.decode(cell, f"{table}: row {row}, unsafe_image")
+            yield pixels.decode(cell, f"{table}: row {row}, unsafe_image")
 
     return Pictures([str(row) for row in used], len(present) - len(used), read)
 

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import Compose, Normalize  # type: ignore[import-untyped]
 
-from saferclip import io, signals
+from saferclip import io
 from saferclip.config import MethodSettings
-from saferclip.mining import embedding, nearest
+from saferclip.mining import embedding, nearest, pixels
+from saferclip.mining.pixels import IMAGES
 from saferclip.models import Clip
 from saferclip.training.losses import Present, References
 
-DECODED_BYTES = 2 * 1024**3  # pixels of one split are kept in memory up to this size, else decoded when used
-LONGEST_QUEUE = 2  # batches that each decoding process prepares
-
-Pair = tuple[Tensor | None, Tensor | None]  # a row's safe and unsafe pixels, where they are there
-
-logger = logging.getLogger(__name__)
+READERS = 4  # threads that read batches
+BATCHES_AHEAD = 4  # that are read before they are asked for
 
 
 class Images(NamedTuple):
@@ -57,6 +48,47 @@ class Pictures(Protocol):
         """
 
 
+class Source(Protocol):
+    """Where the pixels of a split are."""
+
+    def read(self, column: str, places: Sequence[int], pixels: np.ndarray) -> None:
+        """Fill ``pixels``, uint8 (n, height, width, 3), with images of a column, counted without withheld ones."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Pixels in memory: uint8 (images, height, width, 3) by column."""
+
+    columns: Mapping[str, np.ndarray]
+
+    def read(self, column: str, places: Sequence[int], pixels: np.ndarray) -> None:
+        """See Source."""
+        np.take(self.columns[column], places, axis=0, out=pixels, mode="clip")
+
+
+class ReadAhead:
+    """Pictures whose batches are read while earlier ones are worked on, into memory from which a GPU fetches them."""
+
+    def __init__(self, source: Source, images: Images, shape: Sequence[int]) -> None:
+        self.source = source
+        self.images = images
+        self.shape = shape
+        # The place of each row's image among those that are there.
+        self.places = Images(*(there.cumsum(0) - 1 for there in images))
+
+    def batches(self, plan: Sequence[Tensor]) -> Iterator[Tensor]:
+        """See Pictures."""
+        return pixels.ahead(self._read, plan, READERS, BATCHES_AHEAD)
+
+    def _read(self, rows: Tensor) -> Tensor:
+        wanted = [places[rows[there[rows]]].tolist() for places, there in zip(self.places, self.images, strict=True)]
+        counts = [len(places) for places in wanted]
+        batch = torch.empty(sum(counts), *self.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        for column, places, part in zip(IMAGES, wanted, torch.split(batch, counts), strict=True):
+            self.source.read(column, places, part.numpy())
+        return batch.permute(0, 3, 1, 2)
+
+
 @dataclass(frozen=True)
 class Split:
     """One split of quadruples, row by row as in its table."""
@@ -78,160 +110,42 @@ class Targets:
     difficulty: Tensor
 
 
-def read_split(path: Path, clip: Clip, workers: int, readers: int = 1) -> Split:
-    """Tokenise the captions once, and open the images; ``readers`` processes of this machine do so at once."""
+def read_split(path: Path, clip: Clip, stored: Stored | None = None, readers: int = 1) -> Split:
+    """Tokenise the captions once, and open the images; ``readers`` processes of this machine do so at once.
+
+    Raises ConfigError if there is no file of pixels, and they are too many for memory; DataError for unfit files.
+    """
     captions = io.read_table(path, embedding.CAPTIONS)
     safe, unsafe = (clip.tokenize(captions[column].to_pylist()) for column in embedding.CAPTIONS)
-    images = Images(*(embedding.present(path, column) for column in embedding.IMAGES))
-    return Split(safe, unsafe, open_pictures(path, clip, images, workers, readers), images)
+    images = Images(*(embedding.present(path, column) for column in IMAGES))
+    return Split(safe, unsafe, open_pictures(path, clip, images, stored, readers), images)
 
 
-def open_pictures(path: Path, clip: Clip, images: Images, workers: int, readers: int = 1) -> Pictures:
-    """Decode all images now if they fit into ``DECODED_BYTES``, once for each reader, else leave them to workers."""
-    to_pixels, _ = split_preprocess(clip.preprocess)
-    size = images.total * to_pixels(Image.new("RGB", (8, 8))).numel()
-    if size * readers <= DECODED_BYTES:
-        return DecodedPictures(path, to_pixels, images)
-    logger.info("%s: %.1f GB of pixels do not fit; images are decoded when they are used", path, size / 1e9)
-    return StreamedPictures(path, to_pixels, workers)
+@dataclass(frozen=True)
+class Stored:
+    """A file of a split's pixels, and the SHA-256 of the table that it has to be of."""
+
+    file: Path
+    table_sha256: str
 
 
-def split_preprocess(preprocess: Callable[..., Any]) -> tuple[Callable[[Image.Image], Tensor], Normalize]:
-    """Part open_clip's preprocessing: a picture to uint8 (height, width, 3), and the normalisation.
-
-    ``normalise(pixels.permute(2, 0, 1).float() / 255)`` equals ``preprocess(image)``.
-    """
-    *steps, normalise = preprocess.transforms if isinstance(preprocess, Compose) else [preprocess]
-    if not isinstance(normalise, Normalize):
-        raise io.DataError("this model's preprocessing does not end in a normalisation; use an open_clip model")
-    return partial(_pixels, Compose(steps)), normalise
-
-
-def _pixels(to_tensor: Callable[[Image.Image], Tensor], image: Image.Image) -> Tensor:
-    return to_tensor(image).mul(255).round().byte().permute(1, 2, 0).contiguous()
-
-
-class DecodedPictures:
-    """All pixels of a split in memory, decoded and resized once."""
-
-    def __init__(self, path: Path, to_pixels: Callable[[Image.Image], Tensor], images: Images) -> None:
-        self.images = images
-        self.safe, self.unsafe = (
-            _decode(path, column, to_pixels, int(there.sum()))
-            for column, there in zip(embedding.IMAGES, images, strict=True)
-        )
-        # The place of each row's image among those that are there.
-        self.safe_place, self.unsafe_place = (there.cumsum(0) - 1 for there in images)
-
-    def batches(self, plan: Sequence[Tensor]) -> Iterator[Tensor]:
-        """See Pictures."""
-        for rows in plan:
-            safe = self.safe_place[rows[self.images.safe[rows]]]
-            unsafe = self.unsafe_place[rows[self.images.unsafe[rows]]]
-            yield torch.cat([self.safe[safe], self.unsafe[unsafe]]).permute(0, 3, 1, 2)
-
-
-def _decode(path: Path, column: str, to_pixels: Callable[[Image.Image], Tensor], count: int) -> Tensor:
-    """All images of a column as uint8 (images, height, width, 3)."""
-    # Filled one by one: stacking would need the memory twice.
-    pixels = torch.empty(count, *_shape(to_pixels), dtype=torch.uint8)
-    images = (image for image in embedding.read_images(path, column) if image is not None) if count else ()
-    for place, image in enumerate(images):
-        pixels[place] = to_pixels(image)
-    return pixels
-
-
-def _shape(to_pixels: Callable[[Image.Image], Tensor]) -> torch.Size:
-    """Height, width and channels of a model's input."""
-    return to_pixels(Image.new("RGB", (8, 8))).shape
-
-
-class StreamedPictures:
-    """Pixels decoded by worker processes, from a memory-mapped copy that ``datasets`` makes in its cache."""
-
-    def __init__(self, path: Path, to_pixels: Callable[[Image.Image], Tensor], workers: int) -> None:
-        self.rows = _Rows(path, to_pixels)
-        self.workers = workers
-
-    def batches(self, plan: Sequence[Tensor]) -> Iterator[Tensor]:
-        """See Pictures."""
-        sampler = [rows.tolist() for rows in plan]
-        queue = LONGEST_QUEUE if self.workers else None
-        loader = DataLoader(
-            self.rows,
-            batch_sampler=sampler,
-            num_workers=self.workers,
-            prefetch_factor=queue,
-            collate_fn=partial(_safe_then_unsafe, _shape(self.rows.to_pixels)),
-            worker_init_fn=_leave_signals_to_training,
-            # Else each pass would draw from the random numbers of dropout, and a pass begun anew would draw once more.
-            generator=torch.Generator(),
-        )
-        for pixels in loader:
-            if isinstance(pixels, io.DataError):
-                raise pixels
-            yield pixels.permute(0, 3, 1, 2)
-
-
-def _leave_signals_to_training(_worker: int) -> None:
-    """Go on when a whole group of processes is told to end: training finishes its step, and then ends its helpers."""
-    for number in signals.ENDING:
-        signal.signal(number, signal.SIG_IGN)
-
-
-@contextmanager
-def decoding() -> Iterator[None]:
-    """Around all that happens while images are decoded: raises DataError if a decoding process dies.
-
-    torch says so wherever the main process happens to be.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        if not reason.startswith("DataLoader worker"):
-            raise
-        raise io.DataError(
-            f"a process that decodes images is gone ({reason}); unless it says why above, it was most likely killed "
-            "because the machine, or the job, ran out of memory or of shared memory (/dev/shm): ask for more memory, "
-            "or for fewer threads, of which each decodes images. The run's state is kept: start again to go on"
-        ) from error
-
-
-class _Rows(Dataset[Pair | io.DataError]):
-    def __init__(self, path: Path, to_pixels: Callable[[Image.Image], Tensor]) -> None:
-        import datasets
-
-        self.path = path
-        self.to_pixels = to_pixels
-        self.table = datasets.Dataset.from_parquet(str(path), columns=list(embedding.IMAGES))
-        for column in embedding.IMAGES:
-            self.table = self.table.cast_column(column, datasets.Image(decode=False))
-
-    def __getitem__(self, row: int) -> Pair | io.DataError:
-        """The row's pixels; an error is handed over as a value, to which torch adds no traceback."""
-        cells = self.table[row]
-        try:
-            safe, unsafe = (
-                None
-                if cells[column] is None
-                else self.to_pixels(embedding.decode(cells[column], f"{self.path}: row {row}, {column}"))
-                for column in embedding.IMAGES
-            )
-        except io.DataError as error:
-            return error
-        return safe, unsafe
-
-
-def _safe_then_unsafe(shape: torch.Size, rows: Sequence[Pair | io.DataError]) -> Tensor | io.DataError:
-    pairs: list[Pair] = []
-    for row in rows:
-        if isinstance(row, io.DataError):
-            return row
-        pairs.append(row)
-    images = [safe for safe, _ in pairs] + [unsafe for _, unsafe in pairs]
-    there = [image for image in images if image is not None]
-    return torch.stack(there) if there else torch.empty(0, *shape, dtype=torch.uint8)
+def open_pictures(path: Path, clip: Clip, images: Images, stored: Stored | None, readers: int) -> Pictures:
+    """The images of a table, from a file of pixels or decoded now."""
+    to_pixels, _ = pixels.split_preprocess(clip.preprocess)
+    shape = pixels.shape_of(to_pixels)
+    counts = {column: int(there.sum()) for column, there in zip(IMAGES, images, strict=True)}
+    if stored:
+        made_of = pixels.made_of(stored.table_sha256, to_pixels)
+        return ReadAhead(pixels.PixelFile(stored.file, counts, shape, made_of), images, shape)
+    pixels.check_memory(path, images.total * shape.numel() * readers)
+    columns = {}
+    for column, count in counts.items():
+        # Filled one by one: stacking would need the memory twice.
+        columns[column] = np.empty((count, *shape), dtype=np.uint8)
+        decoded = pixels.decoded(path, column, to_pixels, torch.get_num_threads()) if count else ()
+        for place, image in enumerate(decoded):
+            columns[column][place] = image.numpy()
+    return ReadAhead(Memory(columns), images, shape)
 
 
 def read_targets(method: MethodSettings, train: Path, neighbours: Path) -> Targets:
@@ -262,11 +176,11 @@ def read_frozen(embeddings: Path, targets: Targets, images: Images) -> Reference
     tensors = io.read_tensors(embeddings)
     count = len(targets.rows)
     columns = {}
-    for column in (*embedding.CAPTIONS, *embedding.IMAGES):
+    for column in (*embedding.CAPTIONS, *IMAGES):
         columns[column] = tensors.get(f"train.{column}", torch.empty(0))
         if len(columns[column]) != count:
             raise io.DataError(f"{embeddings}: {len(columns[column])} rows of train.{column}, not {count}; embed again")
-    for column, there in zip(embedding.IMAGES, images, strict=True):
+    for column, there in zip(IMAGES, images, strict=True):
         embedded = tensors.get(f"train.{column}.present")
         if embedded is None or not torch.equal(embedded, there):
             raise io.DataError(f"{embeddings}: other images are there in train.{column} than in the table; embed again")

@@ -219,8 +219,8 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or str(error).startswith("DataLoader worker"):
-            raise  # errors of this process, which torch may raise just here
+        if isinstance(error, torch.OutOfMemoryError):
+            raise  # an error of this process
         reason = str(error).strip().splitlines()[0].partition(". ")[0]
         raise io.DataError(
             f"another process of this training is gone, and this one ends with it ({reason}); the run's state is kept: "

@@ -19,10 +19,11 @@ import torch
 
 from saferclip import adapters, io, models, signals
 from saferclip.config import ConfigError, TrainingSettings
-from saferclip.provenance import digest, provenance
+from saferclip.mining.embedding import pixels_file
+from saferclip.provenance import digest, file_digest, provenance
 from saferclip.training import curriculum, inputs, processes
-from saferclip.training.checkpoint import Checkpoint, file_digest
-from saferclip.training.inputs import Images, Split, Targets
+from saferclip.training.checkpoint import Checkpoint
+from saferclip.training.inputs import Images, Split, Stored, Targets
 from saferclip.training.losses import References
 from saferclip.training.processes import Processes
 from saferclip.training.progress import Keeper, Progress
@@ -70,6 +71,7 @@ def train(
     ``steps.csv``, ``epochs.csv`` and ``record.json``.  ``state`` keeps the last step that was saved while
     the run goes on: called again with the same settings and inputs, the run ends as an unbroken one does.
     Where torchrun has started several processes, they share each batch, and the first one writes.
+    Pixels are read from the files that the embedding step may have written beside the embeddings.
 
     Raises DivergenceError, and writes no output, if the loss is not finite; ConfigError if the
     adapters do not fit the model, a GPU is too small, or there are fewer GPUs than processes; DataError if the
@@ -81,14 +83,15 @@ def train(
         identity = group.from_first(
             lambda: _identity(settings, seed, {**files, "base_model": base_model / models.WEIGHTS})
         )
-        material = _read(settings, seed, base_model, files, group)
+        stored = _stored(embeddings.parent, identity["inputs"])
+        material = _read(settings, seed, base_model, files, stored, group)
         tuner, held_out = material.tuner, material.held_out
         rows_used = _rows_used(settings, material)
         _log_gaps(rows_used, held_out.images)
 
         checkpoint = Checkpoint(state, digest(identity), group)
         progress = Progress(**(checkpoint.restore(tuner.weights, tuner.optimiser) or {}))
-        with signals.deferred() as request, inputs.decoding(), _gpu_memory():
+        with signals.deferred() as request, _gpu_memory():
             keeper = Keeper(checkpoint, tuner, progress, request)
             for epoch in range(progress.epoch + 1, settings.optimisation.epochs + 1):
                 _epoch(epoch, seed, material, keeper)
@@ -108,8 +111,19 @@ def _identity(settings: TrainingSettings, seed: int, files: Mapping[str, Path]) 
     }
 
 
+def _stored(folder: Path, digests: Mapping[str, str]) -> dict[str, Stored]:
+    """Which splits have a file of pixels."""
+    files = {split: folder / pixels_file(split) for split in ("train", "validation")}
+    return {split: Stored(file, digests[split]) for split, file in files.items() if file.exists()}
+
+
 def _read(
-    settings: TrainingSettings, seed: int, base_model: Path, files: Mapping[str, Path], group: Processes
+    settings: TrainingSettings,
+    seed: int,
+    base_model: Path,
+    files: Mapping[str, Path],
+    stored: Mapping[str, Stored],
+    group: Processes,
 ) -> Material:
     """Load the model, put fresh adapters on it, and read all tables."""
     device = models.default_device()
@@ -118,7 +132,7 @@ def _read(
     tuner = Tuner(clip, adapters.attach(clip, settings.optimisation.lora), settings, group)
     group.align(tuner.weights.values(), seed)
     quadruples, held_out = (
-        inputs.read_split(files[split], clip, torch.get_num_threads(), group.count) for split in ("train", "validation")
+        inputs.read_split(files[split], clip, stored.get(split), group.count) for split in ("train", "validation")
     )
     targets = inputs.read_targets(settings.method, files["train"], files["neighbours"])
     frozen = inputs.read_frozen(files["embeddings"], targets, quadruples.images)

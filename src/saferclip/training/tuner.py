@@ -14,8 +14,9 @@ from tqdm import tqdm
 from saferclip import adapters, models
 from saferclip.config import TrainingSettings
 from saferclip.mining.embedding import spread
+from saferclip.mining.pixels import split_preprocess
 from saferclip.models import Clip
-from saferclip.training import inputs, losses
+from saferclip.training import losses
 from saferclip.training.inputs import Split
 from saferclip.training.losses import Embeddings, References
 from saferclip.training.processes import Processes
@@ -39,7 +40,7 @@ class Tuner:
         scale = settings.optimisation.logit_scale
         self.logit_scale = scale if isinstance(scale, float) else clip.model.get_parameter("logit_scale").exp().item()
         self.optimiser = torch.optim.Adam(self.weights.values(), lr=settings.method.learning_rate, fused=True)
-        _, self.normalise = inputs.split_preprocess(clip.preprocess)
+        _, self.normalise = split_preprocess(clip.preprocess)
 
     def steps(
         self, rows: Tensor, quadruples: Split, frozen: References, description: str
@@ -113,7 +114,7 @@ class Tuner:
         Where an image is withheld, its row is zero.
         """
         tokens = torch.cat([quadruples.safe_tokens[rows], quadruples.unsafe_tokens[rows]]).to(self.device)
-        images = self.normalise(pixels.to(self.device).float() / 255)
+        images = self.normalise(pixels.to(self.device, non_blocking=True).float() / 255)
         there = quadruples.images.select(rows)
         with models.autocast(self.device, self.settings.optimisation.precision):
             safe_text, unsafe_text = models.text_features(self.clip.model, tokens).chunk(2)
