@@ -104,6 +104,12 @@ class Project:
         (self.folder / f"config/{name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
         return name
 
+    def smaller(self, name: str, changes: dict[str, Any] | None = None) -> str:
+        """Write ``config/<name>.yaml``, the tiny run with one tuned method and one seed; return the name."""
+        methods = yaml.safe_load((self.folder / "config/tiny.yaml").read_text())["methods"]
+        kept = {method: methods[method] for method in ("clip", "safer-clip")}
+        return self.variant(name, {"name": name, "seeds": [0], "methods": kept} | (changes or {}), "tiny")
+
     def pretend(self, config: str = "mini") -> None:
         """Make a finished run whose outputs hold nothing but their own names."""
         summary = self.snakemake("--summary", config=config)

@@ -107,16 +107,12 @@ def _project(project_copy: Callable[[str], Any], name: str) -> Any:
     """A project with a smaller configuration than tiny's, in which the same rules take part."""
     project = project_copy(name)
     tiny = yaml.safe_load((project.folder / "config/tiny.yaml").read_text())
-    phases = [{**tiny["base_model_training"]["phases"][0], "samples": 64}]
     changes = {
-        "name": RUN,
-        "seeds": [0],
-        "methods": {name: tiny["methods"][name] for name in ("clip", "safer-clip")},
         "base_model.source": f"local-dir:results/{RUN}-clip",
-        "base_model_training.phases": phases,
+        "base_model_training.phases": [{**tiny["base_model_training"]["phases"][0], "samples": 64}],
         "optimisation.epochs": 12,  # long enough to be hit in one of the later ones
         "evaluation.benchmarks": ["test", "nsfw_caps", "zero_shot"],
         "figures.formats": ["png"],
     }
-    project.variant(RUN, changes, "tiny")
+    project.smaller(RUN, changes)
     return project

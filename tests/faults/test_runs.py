@@ -39,17 +39,13 @@ class Started:
 
     def variant(self, project: Any, name: str, file: str | None = None, **changes: Any) -> str:
         """Write a configuration of tiny's, with one method and a base model that is there."""
-        tiny = yaml.safe_load((project.folder / "config/tiny.yaml").read_text())
-        methods = {name: tiny["methods"][name] for name in ("clip", "safer-clip")}
         values = {
             "name": name,
-            "seeds": [0],
-            "methods": methods,
             "base_model.source": f"local-dir:{self.model}",
             "base_model_training": None,
             "optimisation.epochs": EPOCHS,
         }
-        return str(project.variant(file or name, values | changes, "tiny"))
+        return str(project.smaller(file or name, values | changes))
 
     def run(self, config: str = "given", *options: str, project: Any = None) -> Any:
         """Start a run as far as its targets: one training of the first configuration, mining of the other."""
