@@ -15,7 +15,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 Rows = list[dict[str, str]]
-MODULES = ("common", "mining", "approximate", "evaluation", "scene_rendering", "training_step")
+MODULES = ("common", "mining", "approximate", "evaluation", "scene_rendering", "training_step", "image_loading")
 
 
 @pytest.fixture
@@ -101,3 +101,13 @@ def test_make_starts_every_benchmark() -> None:
     assert {path for path in scripts if "__main__" not in (ROOT / "benchmarks" / f"{path}.py").read_text()} == {
         "common"
     }
+
+
+def test_what_is_read_is_what_was_written_and_quicker_decoding_gives_other_pixels(
+    benchmark: Callable[..., Rows],
+) -> None:
+    rows = {row["way"]: row for row in benchmark("image_loading", "100")}
+    same = {way: float(row["same"]) for way, row in rows.items() if row["same"]}
+    assert {way for way, share in same.items() if share == 100} == {"JPEG 1024 x 1024", "file", "batches"}
+    assert {way for way, share in same.items() if share < 100} == {"draft", "torchvision"}
+    assert all(float(row["per_core"]) > 0 and float(row["per_second"]) > 0 for row in rows.values())
