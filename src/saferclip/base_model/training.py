@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,11 +26,11 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from saferclip import io, models
+from saferclip import io, models, workers
 from saferclip.config import BaseModelTrainingSettings, SceneDetail, TrainingPhase
 from saferclip.data import iconworld
 from saferclip.data.iconworld import Detail, Scene, SceneObject
-from saferclip.provenance import available_cores, digest, provenance
+from saferclip.provenance import digest, provenance
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +98,8 @@ def draw_pool(seed: int, phase: TrainingPhase, size: int, count: int, stream: in
     seeds = np.random.SeedSequence([seed, stream]).spawn(math.ceil(count / 1000))
     job = partial(_draw_chunk, phase=phase, size=size, count=min(1000, count))
     images, scenes = [], []
-    with ProcessPoolExecutor(available_cores()) as workers:
-        for pixels, drawn in tqdm(workers.map(job, seeds), total=len(seeds), desc="scenes", disable=None):
+    with workers.pool() as processes:
+        for pixels, drawn in tqdm(processes.map(job, seeds), total=len(seeds), desc="scenes", disable=None):
             images.append(torch.from_numpy(pixels))
             scenes.extend(drawn)
     return Pool(torch.cat(images), scenes)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from saferclip import io
+from saferclip import io, workers
 from saferclip.config import EmbeddedData, SceneDetail, World
 from saferclip.data import iconworld
 from saferclip.data.iconworld import Detail, Scene
-from saferclip.provenance import available_cores
 
 # Each table draws from a stream of its own: changing one size leaves the other tables as they are.
 STREAMS = {"train": 1, "validation": 2, "test": 3, "gallery_safe": 4, "gallery_unsafe": 5, "zero_shot": 6}
@@ -40,8 +38,8 @@ def draw(row: Any, settings: World, stream: str, count: int) -> list[dict[str, A
     """Call ``row(rng, number, detail)`` for each number, in parallel, independent of the core count."""
     starts = range(0, count, CHUNK)
     job = partial(_chunk, row, settings, STREAMS[stream], count)
-    with ProcessPoolExecutor(available_cores()) as workers:
-        chunks = list(tqdm(workers.map(job, starts), total=len(starts), desc=stream, disable=None))
+    with workers.pool() as processes:
+        chunks = list(tqdm(processes.map(job, starts), total=len(starts), desc=stream, disable=None))
     return [row for chunk in chunks for row in chunk]
 
 
