@@ -103,13 +103,15 @@ class Run:
 
 def _session(leader: int) -> Iterator[tuple[int, int]]:
     """Processes of a session, each with its parent; ended ones that nobody has waited for are left out."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, ValueError, IndexError):
+    for pid in [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]:
+        with suppress(OSError):  # it ended meanwhile
+            # First by a system call: this looks at all processes of the machine, many times a second.
+            if os.getsid(pid) != leader:
+                continue
             # The program's name, in brackets, may hold anything.
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            state, parent, session = fields[0], int(fields[1]), int(fields[3])
-            if session == leader and state != "Z":
-                yield int(folder.name), parent
+            state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                yield pid, int(parent)
 
 
 def _step(pid: int) -> str | None:
