@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,16 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 Rows = list[dict[str, str]]
-MODULES = ("common", "mining", "approximate", "evaluation", "scene_rendering", "training_step", "image_loading")
+MODULES = (
+    "common",
+    "mining",
+    "approximate",
+    "evaluation",
+    "scene_rendering",
+    "training_step",
+    "image_loading",
+    "whole_run",
+)
 
 
 @pytest.fixture
@@ -93,6 +103,42 @@ def test_scenes_are_drawn_in_every_style(benchmark: Callable[..., Rows]) -> None
     rows = benchmark("scene_rendering", "2")
     assert len({row["style"] for row in rows}) == len(rows) > 1
     assert all(float(row["to_afresh"]) > 0 for row in rows)
+
+
+def test_a_finished_run_is_told_rule_by_rule(
+    benchmark: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every command is taken to use 2 s of the processor within 1 s."""
+    import common
+    import whole_run
+
+    run = tmp_path / "project/results/mini"
+    for rule, values in {
+        "training/a/seed-0": "8.5\t10",
+        "training/a/seed-1": "9\t30.5",
+        "learning_rates": "NA\t0",
+    }.items():
+        (run / "logs" / rule).parent.mkdir(parents=True, exist_ok=True)
+        (run / "logs" / f"{rule}.tsv").write_text(f"cpu_time\ts\tmax_rss\n{values}\t-\n")
+    (run / "report.html").touch()
+    for file, (start, end) in {"mini/a": (100, 120), "mini/b": (90.5, 110), "other/c": (0, 500)}.items():
+        remembered = run.parents[1] / ".snakemake/metadata" / b64encode(f"results/{file}".encode()).decode()
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        remembered.write_text(json.dumps({"starttime": start, "endtime": end}))
+    commands: list[list[str]] = []
+    monkeypatch.setattr(whole_run, "ROOT", run.parents[1])
+    monkeypatch.setattr(
+        common, "costs", lambda command: commands.append(command) or {"wall": 1.0, "seconds": 2.0, "peak_mb": 3}
+    )
+    monkeypatch.setenv("PYTHONPATH", "")  # set by the benchmark, so put back afterwards
+    rows = {row["what"]: row for row in benchmark("whole_run")}
+    names = ("jobs", "seconds", "cpu", "start_up")
+    assert rows["whole run"]["seconds"] == "29.5"
+    assert [rows["training"][name] for name in names] == ["2", "40.5", "17.5", "4.0"]
+    assert [rows["learning_rates"][name] for name in names] == ["1", "0.0", "0.0", "0.0"]
+    assert [float(rows["all rules"][name]) for name in names] == [3, 40.5, 17.5, 4]
+    assert (rows["one figure"]["seconds"], rows["one figure"]["goal"]) == ("1.0", "10")
+    assert any("import saferclip.training.train" in command for command in commands)
 
 
 def test_make_starts_every_benchmark() -> None:

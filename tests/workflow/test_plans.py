@@ -52,6 +52,20 @@ def test_an_evaluation_setting_evaluates_without_training(finished: Any) -> None
     assert plan.counts["evaluation"] == 7
 
 
+def test_the_untuned_models_evaluation_serves_all_others(finished: Any) -> None:
+    """Where drift is measured: it hands over what they compare with."""
+    handed_over = "results/mini/evaluation/clip/seed-0/embeddings.safetensors"
+    whole = finished.plan("--forcerun", "evaluation")
+    without = finished.plan(config=finished.variant("no-drift", {"evaluation.benchmarks": ["test", "gallery"]}))
+    for plan, served in ((whole, {"safe-clip", "safer-clip"}), (without, set())):
+        blocks = [
+            block.partition("\n    output: ")[::2] for block in plan.text.split("\nrule evaluation:\n    input: ")[1:]
+        ]
+        assert len(blocks) == 7
+        waiting = {re.search(r"wildcards: method=(\S+),", rest)[1] for inputs, rest in blocks if handed_over in inputs}
+        assert waiting == served
+
+
 def test_the_size_of_a_test_set_changes_no_training(finished: Any) -> None:
     plan = finished.plan(config=finished.variant("gallery", {"test_sets.embedded.zero_shot_images": 77}))
     assert set(plan.counts) == {"test_sets", "evaluation", *AGGREGATES}

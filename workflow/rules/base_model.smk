@@ -14,6 +14,7 @@ rule base_model:
         f"{LOGS}/base_model.log",
     benchmark:
         f"{LOGS}/base_model.tsv"
+    priority: 1  # trainings wait for it
     localrule: RUN.base_model.kind in NETWORKED
     conda:
         ENVIRONMENT

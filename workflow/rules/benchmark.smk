@@ -24,7 +24,7 @@ rule benchmark:
         f"{LOGS}/benchmark.tsv"
     conda:
         ENVIRONMENT
-    threads: 2
+    threads: 1
     resources:
         mem_mb=2500,
         runtime=120,

@@ -51,6 +51,7 @@ rule data:
         f"{LOGS}/data.log",
     benchmark:
         f"{LOGS}/data.tsv"
+    priority: 1  # trainings wait for it
     conda:
         ENVIRONMENT
     threads: 2
@@ -82,7 +83,7 @@ rule test_sets:
         f"{LOGS}/test_sets.tsv"
     conda:
         ENVIRONMENT
-    threads: 2
+    threads: 1
     resources:
         mem_mb=3000,
         runtime=240,

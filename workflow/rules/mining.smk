@@ -16,6 +16,7 @@ rule embedding:
         f"{LOGS}/embedding.log",
     benchmark:
         f"{LOGS}/embedding.tsv"
+    priority: 1  # trainings wait for it
     conda:
         ENVIRONMENT
     threads: 2
@@ -47,7 +48,7 @@ rule mining:
         f"{LOGS}/mining.tsv"
     conda:
         ENVIRONMENT
-    threads: 2
+    threads: 1
     resources:
         mem_mb=2500,
         runtime=120,

@@ -21,6 +21,8 @@ rule training:
         f"{LOGS}/training/{{method}}/seed-{{seed}}.log",
     benchmark:
         f"{LOGS}/training/{{method}}/seed-{{seed}}.tsv"
+    # The longest jobs, for which little waits: two cores stay busy longer if all else goes first.
+    priority: -1
     conda:
         ENVIRONMENT
     threads: 1
