@@ -92,7 +92,7 @@ class Node:
 
     cpus: int = 64
     memory: int = 512_000
-    gpus: int = 4
+    gpus: int = 12
     gpu_model: str = "a100"
 
 

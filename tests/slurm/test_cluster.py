@@ -1,4 +1,4 @@
-"""The cluster profile on a real SLURM: config/tiny.yaml through sbatch on a cluster of one node with fake GPUs.
+"""The cluster profile on a real SLURM: a tiny run through sbatch on a cluster of one node with fake GPUs.
 
 What jobs asked for and got is read from the scheduler's own record. The cluster and the run are made once for this
 file, so its tests belong on one worker: pytest --dist loadfile.
@@ -26,7 +26,9 @@ pytest.importorskip("snakemake_executor_plugin_slurm")
 
 ROOT = Path(__file__).parents[2]
 PROFILE = Path("workflow/profiles/slurm/profile.yaml")
-RUN = Path("results/tiny")
+CONFIG = "site"  # config/tiny.yaml with less of what is the same here: each job starts Snakemake twice
+BENCHMARKS = ("test", "nsfw_caps", "zero_shot")
+RUN = Path(f"results/{CONFIG}")
 LONG = 20  # epochs of a training that is long enough to be interrupted
 WAIT_SECONDS = 600
 # All in which the test cluster differs from a real one: it has no accounting, and it is asked every second. The plugin
@@ -122,6 +124,7 @@ def jobs_in(slurm: Any, folder: Path) -> list[dict[str, str]]:
 def site(project_copy: Callable[[str], Any]) -> Any:
     """A project whose profile was changed for this site, as docs/cluster.md says: partitions, and fewer processors."""
     project = project_copy("cluster")
+    project.smaller(CONFIG, {"evaluation.benchmarks": list(BENCHMARKS)})
     text = (project.folder / PROFILE).read_text()
     for before, after in (
         ("  # slurm_partition: cpu\n", "  slurm_partition: normal\n"),
@@ -158,9 +161,9 @@ def trial(slurm: Any, site: Any, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture(scope="module")
 def finished(slurm: Any, site: Any, trial: Future[Finished]) -> Finished:
-    """The whole tiny workflow, called as a user calls it; beside it the workflow of small jobs."""
+    """The whole workflow, called as a user calls it; beside it the workflow of small jobs."""
     assert trial  # both wait most of the time
-    call = ("snakemake", "--workflow-profile", str(PROFILE.parent), "--configfile", "config/tiny.yaml")
+    call = ("snakemake", "--workflow-profile", str(PROFILE.parent), "--configfile", f"config/{CONFIG}.yaml")
     text = site.run(*call, *TEST_CLUSTER).stdout
     return Finished(site, text, jobs_in(slurm, site.folder))
 
@@ -168,8 +171,8 @@ def finished(slurm: Any, site: Any, trial: Future[Finished]) -> Finished:
 def test_every_step_is_a_job_but_the_local_ones(finished: Finished) -> None:
     stats = dict(re.findall(r"^([a-z]\w+) +(\d+)$", finished.text.partition("Job stats:")[2], re.MULTILINE))
     steps = Counter({name: int(count) for name, count in stats.items() if name != "total"})
-    assert sum(steps.values()) == int(stats["total"]) >= 30
-    assert steps["training"] == 4
+    assert sum(steps.values()) == int(stats["total"]) > 20
+    assert steps["evaluation"] == 2
     local = set(re.findall(r"^localrule (\w+):$", finished.text, re.MULTILINE))
     assert local == {"report", "all"}
     alone = Counter({name: count for name, count in steps.items() if name not in {*local, "figure", "table"}})
@@ -203,7 +206,7 @@ STATED = """{
 def test_jobs_get_what_profile_and_rules_ask_for(finished: Finished) -> None:
     """SLURM's record against the profile as YAML, and against the rules where the profile says nothing."""
     profile = yaml.safe_load((finished.project.folder / PROFILE).read_text())
-    stated = finished.project.parsed(STATED, "tiny")
+    stated = finished.project.parsed(STATED, CONFIG)
     seen = set()
     for job in finished.jobs:
         if is_group(job):
@@ -228,7 +231,7 @@ def test_jobs_get_what_profile_and_rules_ask_for(finished: Finished) -> None:
 
 def test_training_was_given_a_gpu(finished: Finished) -> None:
     """By SLURM's record. The GPU is fake, so on a machine without a real one the step computed on the CPU."""
-    assert [job["JOB_GRES"] for job in finished.of("training")] == ["gpu:a100:1"] * 4
+    assert [job["JOB_GRES"] for job in finished.of("training")] == ["gpu:a100:1"]
     record = json.loads((finished.project.folder / RUN / "training/safer-clip/seed-0/record.json").read_text())
     assert record["device"] == "cpu" or torch.cuda.is_available()
 
@@ -285,16 +288,16 @@ def test_memory_grows_with_every_attempt() -> None:
 
 def test_a_local_run_computes_the_same(finished: Finished, tmp_path: Path) -> None:
     """Without the cluster nothing is to be done; made anew here, one training and its evaluation are the same."""
-    assert "Nothing to be done" in finished.project.snakemake(config="tiny")
+    assert "Nothing to be done" in finished.project.snakemake(config=CONFIG)
     local = type(finished.project)(tmp_path / "local")
     shutil.copytree(finished.project.folder, local.folder, symlinks=True)
     training, evaluation = (Path(stage) / "safer-clip/seed-0" for stage in ("training", "evaluation"))
     for stage in (training, evaluation):
         shutil.rmtree(local.folder / RUN / stage)
-    local.snakemake(str(RUN / evaluation / "test.json"), config="tiny")
+    local.snakemake(str(RUN / evaluation / "test.json"), config=CONFIG)
     for file in (training / "adapter/adapter_model.safetensors", evaluation / "ranks.parquet"):
         assert (local.folder / RUN / file).read_bytes() == (finished.project.folder / RUN / file).read_bytes(), file
-    for benchmark in ("test", "nsfw_caps", "gallery", "zero_shot", "drift"):
+    for benchmark in BENCHMARKS:
         here, there = (
             json.loads((folder / RUN / evaluation / f"{benchmark}.json").read_text())
             for folder in (local.folder, finished.project.folder)
@@ -306,11 +309,10 @@ def test_an_interrupted_training_goes_on_from_its_state(slurm: Any, finished: Fi
     """One training is put back into the queue, as by preemption; another is told to end, as with a grace time."""
     project = type(finished.project)(tmp_path / "interrupted")
     shutil.copytree(finished.project.folder, project.folder, symlinks=True)
-    project.variant("long", {"optimisation.epochs": LONG}, config="tiny")
+    project.variant("long", {"optimisation.epochs": LONG, "seeds": [0, 1]}, CONFIG)
     targets = [str(RUN / f"training/safer-clip/seed-{seed}/record.json") for seed in (0, 1)]
     logs = [project.folder / RUN / f"logs/training/safer-clip/seed-{seed}.log" for seed in (0, 1)]
-    for log in logs:
-        log.unlink()
+    logs[0].unlink()  # of the run before
     call = ("snakemake", *targets, "--workflow-profile", str(PROFILE.parent), "--configfile", "config/long.yaml")
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(project.run, *call, *TEST_CLUSTER)
