@@ -127,6 +127,15 @@ def test_pixels_are_kept_on_the_way_and_change_no_embedding(
             assert all(torch.equal(one, other) for one, other in zip(kept[column], expected, strict=True))
 
 
+def test_pixels_of_earlier_settings_do_not_stay(
+    tiny_clip_folder: Path, with_gaps: Callable[..., Path], tmp_path: Path
+) -> None:
+    train = with_gaps("train", {1}, {0, 3, 6})
+    for settings in (SETTINGS.model_copy(update={"pixels": "file"}), SETTINGS):
+        embedding.embed(settings, tiny_clip_folder, train, train, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {embedding.FILE, embedding.SUMMARY}
+
+
 def test_what_training_could_not_keep_in_memory_is_refused_before_anything_is_embedded(
     tiny_clip_folder: Path, with_gaps: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

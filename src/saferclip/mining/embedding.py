@@ -41,7 +41,8 @@ def embed(settings: MiningSettings, base_model: Path, train: Path, validation: P
     tables = {"train": train, "validation": validation}
     if settings.pixels == "memory":
         shape = pixels.shape_of(pixels.split_preprocess(clip.preprocess)[0])
-        for path in tables.values():
+        for split, path in tables.items():
+            (output / pixels_file(split)).unlink(missing_ok=True)  # training would take it for one of these images
             pixels.check_memory(path, shape.numel() * sum(int(present(path, column).sum()) for column in IMAGES))
     files = {split: output / pixels_file(split) if settings.pixels == "file" else None for split in tables}
     embedded = {split: embed_table(clip, path, settings.batch_size, files[split]) for split, path in tables.items()}
