@@ -8,6 +8,8 @@ Nothing heavy is imported before a command needs it.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import sys
@@ -75,6 +77,8 @@ def main() -> None:
     """
     click.get_current_context().with_resource(signals.raised())
     os.environ.update(UNREPORTED)
+    # At its end a process would look through all that its libraries made for cycles: a sixth of a short step's time.
+    atexit.register(gc.freeze)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger("saferclip").setLevel(logging.INFO)  # other packages speak only when something is wrong
 
