@@ -141,7 +141,7 @@ def test_unknown_key_is_refused_at_every_level(path: tuple[Any, ...]) -> None:
 
 def test_unknown_key_near_nothing_is_answered_with_the_known_ones() -> None:
     found = message(lambda values: values["mining"].update(zzz=1))
-    assert found == "mining.zzz: unknown key; known keys: approximate, batch_size, block_size"
+    assert found == "mining.zzz: unknown key; known keys: approximate, batch_size, block_size, pixels"
 
 
 REQUIRED = [(*path, key) for path in sections(MINI) for key in at(MINI, path) if (*path, key) not in OPTIONAL]

@@ -25,9 +25,9 @@ class MiningSettings(Settings):
     approximate: ApproximateSettings | None = Field(
         default=None, description="an index for millions of captions; left out: the search is exact"
     )
-    pixels: Literal["memory", "file"] = Field(
-        default="memory",
-        description="where decoded images are: in the memory of each training, or in a file that is made once",
+    pixels: Literal["file"] | None = Field(
+        default=None,
+        description="decoded images are put in a file, once for all trainings; left out: each has them in its memory",
     )
 
 

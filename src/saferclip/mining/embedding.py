@@ -39,7 +39,7 @@ def embed(settings: MiningSettings, base_model: Path, train: Path, validation: P
     """
     clip = models.load(base_model, models.default_device())
     tables = {"train": train, "validation": validation}
-    if settings.pixels == "memory":
+    if settings.pixels is None:
         shape = pixels.shape_of(pixels.split_preprocess(clip.preprocess)[0])
         for split, path in tables.items():
             (output / pixels_file(split)).unlink(missing_ok=True)  # training would take it for one of these images
