@@ -62,11 +62,14 @@ def test_broken_image_is_named() -> None:
         pixels.decode({"bytes": b"not a picture", "path": None}, "table: row 5")
 
 
-def readers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+@pytest.fixture
+def readers() -> Callable[[], set[threading.Thread]]:
+    """A function -> threads that a test has started and that are still there."""
+    before = set(threading.enumerate())
+    return lambda: set(threading.enumerate()) - before
 
 
-def test_results_come_in_order_though_later_work_is_done_first() -> None:
+def test_results_come_in_order_though_later_work_is_done_first(readers: Callable[[], set[threading.Thread]]) -> None:
     turn = threading.Event()
 
     def work(item: int) -> int:
@@ -80,7 +83,7 @@ def test_results_come_in_order_though_later_work_is_done_first() -> None:
     assert not readers()
 
 
-def test_no_more_is_prepared_than_asked_for() -> None:
+def test_no_more_is_prepared_than_asked_for(readers: Callable[[], set[threading.Thread]]) -> None:
     begun: list[int] = []
     found = pixels.ahead(lambda item: begun.append(item) or item, range(100), 2, 3)
     assert not begun, "nothing before the first is asked for"
@@ -92,7 +95,7 @@ def test_no_more_is_prepared_than_asked_for() -> None:
     assert not readers(), "threads end with the iterator"
 
 
-def test_an_error_comes_where_its_result_would() -> None:
+def test_an_error_comes_where_its_result_would(readers: Callable[[], set[threading.Thread]]) -> None:
     def work(item: int) -> int:
         if item == 2:
             raise io.DataError("item 2")
