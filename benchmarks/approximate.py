@@ -63,12 +63,7 @@ def main() -> None:
         print("faiss is not installed: pip install 'saferclip[approximate]'")
         return
     common.one_thread()
-    rows: list[common.Row] = []
-    for size in chosen.sizes:
-        for row in compare(size, chosen.rounds):
-            common.show(row)
-            rows.append(row)
-    common.save(rows, chosen.output)
+    common.report(chosen.sizes, lambda size: compare(size, chosen.rounds), chosen.output)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +30,7 @@ def arguments(description: str | None, sizes: Sequence[int], full: Sequence[int]
     parser.add_argument("--output", type=Path, help="the CSV (results/benchmarks/<this script>.csv)")
     parser.add_argument("--gallery", type=int, help="items of the gallery, where that is not the size itself")
     parser.add_argument("--model", help="open_clip's name of a model, where there is one")
+    parser.add_argument("--fp32", action="store_true", help="leave bf16 out, where the processor has no products in it")
     chosen = parser.parse_args()
     chosen.sizes = chosen.sizes or list(full if chosen.full else sizes)
     chosen.output = chosen.output or Path("results", "benchmarks", f"{Path(sys.argv[0]).stem}.csv")
@@ -118,6 +119,16 @@ def median_ratio(left: Sequence[float], right: Sequence[float]) -> float:
 def show(row: Mapping[str, Any]) -> None:
     """Print one row as soon as it is known."""
     print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+
+
+def report(sizes: Sequence[int], measure: Callable[[int], Iterable[Row]], output: Path) -> None:
+    """Show each row of each size as soon as it is measured, then save all."""
+    rows: list[Row] = []
+    for size in sizes:
+        for row in measure(size):
+            show(row)
+            rows.append(row)
+    save(rows, output)
 
 
 def save(rows: Sequence[Row], output: Path) -> None:

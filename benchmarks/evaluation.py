@@ -148,12 +148,8 @@ def main() -> None:
         return
     chosen = common.arguments(__doc__, sizes=(1000, 5000), full=(5000, 50_000), rounds=3)
     common.one_thread()
-    rows: list[common.Row] = []
-    for count in chosen.sizes:
-        for row in compare(count, chosen.gallery or GALLERY[chosen.full], chosen.rounds):
-            common.show(row)
-            rows.append(row)
-    common.save(rows, chosen.output)
+    gallery = chosen.gallery or GALLERY[chosen.full]
+    common.report(chosen.sizes, lambda count: compare(count, gallery, chosen.rounds), chosen.output)
 
 
 if __name__ == "__main__":

@@ -212,12 +212,7 @@ def main() -> None:
     """Print one line for each way, then write them."""
     chosen = common.arguments(__doc__, sizes=(960,), full=(3200,), rounds=5)
     common.one_thread()
-    rows: list[common.Row] = []
-    for count in chosen.sizes:
-        for row in compare(count, chosen.rounds):
-            common.show(row)
-            rows.append(row)
-    common.save(rows, chosen.output)
+    common.report(chosen.sizes, lambda count: compare(count, chosen.rounds), chosen.output)
 
 
 if __name__ == "__main__":

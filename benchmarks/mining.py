@@ -165,19 +165,18 @@ def command(rows: int, folder: Path) -> common.Row:
     return {"rows": rows, "way": "saferclip mining", **common.costs(command)}
 
 
+def measured(size: int, rounds: int) -> Iterator[common.Row]:
+    """All ways, then the command."""
+    yield from compare(size, rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        yield command(size, Path(folder))
+
+
 def main() -> None:
     """Print one line for each size and way, then write them."""
     chosen = common.arguments(__doc__, sizes=(1000, 4000, 16_000), full=(1000, 4000, 16_000, 40_000, 165_000), rounds=3)
     common.one_thread()
-    rows: list[common.Row] = []
-    for size in chosen.sizes:
-        for row in compare(size, chosen.rounds):
-            common.show(row)
-            rows.append(row)
-        with tempfile.TemporaryDirectory() as folder:
-            rows.append(command(size, Path(folder)))
-        common.show(rows[-1])
-    common.save(rows, chosen.output)
+    common.report(chosen.sizes, lambda size: measured(size, chosen.rounds), chosen.output)
 
 
 if __name__ == "__main__":

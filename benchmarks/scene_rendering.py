@@ -95,12 +95,7 @@ def compare(count: int, rounds: int) -> Iterator[common.Row]:
 def main() -> None:
     """Print one line for each style, then write them."""
     chosen = common.arguments(__doc__, sizes=(500,), full=(5000,), rounds=5)
-    rows: list[common.Row] = []
-    for count in chosen.sizes:
-        for row in compare(count, chosen.rounds):
-            common.show(row)
-            rows.append(row)
-    common.save(rows, chosen.output)
+    common.report(chosen.sizes, lambda count: compare(count, chosen.rounds), chosen.output)
 
 
 if __name__ == "__main__":

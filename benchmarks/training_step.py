@@ -14,7 +14,11 @@ training fp32     what the step does, in fp32
 training bf16     what the step does
 
 The floor is the time of the forward and input-gradient products of the frozen layers, at the rate of a large product
-in bf16 in the same round.  Seconds are processor time of one thread; memory is the peak of a process of its own.
+in the way's precision in the same round.  On a CPU, seconds are processor time of one thread, and memory is the peak of
+a process of its own; --fp32 leaves bf16 out, which takes hours on a processor without products in it.  Where there is a
+GPU it is measured instead: seconds pass on the wall until it has finished, and memory is the most that torch allocated.
+
+    python benchmarks/training_step.py 48 128 --model ViT-L-14      on a GPU
 """
 
 from __future__ import annotations
@@ -22,12 +26,13 @@ from __future__ import annotations
 import logging
 import statistics
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import common
 import open_clip
@@ -60,8 +65,10 @@ THEIR_MODULES = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 # Tokens of a caption, mean and standard deviation, with start and end: COCO's captions have about 10 words, the edited
 # ones are assumed to be half as long again.
 SAFE_TOKENS, UNSAFE_TOKENS = (13.0, 2.5), (18.0, 4.0)
-SIDE = 2048  # of the large product
+SIDES = {"cpu": 2048, "cuda": 8192}  # of the large product
 PRODUCTS = 5
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Material:
         model, _, preprocess = open_clip.create_model_and_transforms(name)
         architecture = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": {}}
         clip = Clip(
-            model.eval().to(memory_format=torch.channels_last),
+            model.eval().to(models.default_device(), memory_format=torch.channels_last),
             preprocess,
             open_clip.get_tokenizer(name),
             architecture,
@@ -115,15 +122,16 @@ class Material:
         """What the embedding step hands to training; the targets are the pairs."""
         with torch.no_grad():
             safe_text, unsafe_text = (
-                models.text_features(self.clip.model, tokens)
+                models.text_features(self.clip.model, tokens.to(models.default_device()))
                 for tokens in (self.split.safe_tokens, self.split.unsafe_tokens)
             )
             images = self.normalise(next(self.split.pictures.batches([torch.arange(self.rows)])))
             safe_image, unsafe_image = models.image_features(self.clip.model, images).chunk(2)
-        return References(safe_text, unsafe_text, safe_image, unsafe_image, safe_text, safe_image)
+        columns = (safe_text, unsafe_text, safe_image, unsafe_image, safe_text, safe_image)
+        return References(*(column.cpu() for column in columns))
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        return self.clip.preprocess.transforms[-1](pixels.float() / 255)
+        return self.clip.preprocess.transforms[-1](pixels.to(models.default_device()).float() / 255)
 
     def settings(self, precision: str) -> TrainingSettings:
         """Safe-CLIP's."""
@@ -245,12 +253,13 @@ class Plain:
         architecture = self.material.clip.architecture["model_cfg"]
         model = CLIPModel(CLIPConfig(**conversion.transformers_config(architecture)))
         model.load_state_dict(conversion.to_transformers(self.material.clip.model.state_dict(), architecture))
-        return model
+        return model.to(models.default_device())
 
     def _embed(self, tokens: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         if self.trimmed:
             tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
-        with torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext():
+        tokens = tokens.to(pixels.device)
+        with torch.autocast(pixels.device.type, torch.bfloat16) if self.autocast else nullcontext():
             text = self.model.get_text_features(input_ids=tokens)
             image = self.model.get_image_features(pixel_values=pixels)
         return tuple(functional.normalize(features.pooler_output.float(), dim=-1) for features in (text, image))
@@ -263,7 +272,7 @@ class Plain:
     def _step(self, split: Split, rows: Tensor) -> float:
         safe_pixels, unsafe_pixels = self.material.normalise(next(split.pictures.batches([rows]))).chunk(2)
         if self.cached:
-            frozen = self.material.frozen.select(rows, "cpu")
+            frozen = self.material.frozen.select(rows, models.default_device())
         else:
             with torch.no_grad(), self.model.disable_adapter():
                 text, image = self._embed(split.safe_tokens[rows], safe_pixels)
@@ -277,6 +286,17 @@ class Plain:
         nn.utils.clip_grad_norm_(self.tuned, 1.0)
         self.optimiser.step()
         return loss.item()
+
+
+def timed(work: Callable[[], Result]) -> tuple[float, Result]:
+    """Processor seconds of one call, or those until the GPU has finished, and what it returned."""
+    if models.default_device().type == "cpu":
+        return common.timed(work)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start, result
 
 
 def ways() -> dict[str, Callable[[Material], Any]]:
@@ -296,43 +316,61 @@ def operations(material: Material) -> int:
     split = material.split
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         for rows in torch.arange(material.rows).split(material.size):
-            models.text_features(material.clip.model, torch.cat([split.safe_tokens[rows], split.unsafe_tokens[rows]]))
+            tokens = torch.cat([split.safe_tokens[rows], split.unsafe_tokens[rows]])
+            models.text_features(material.clip.model, tokens.to(models.default_device()))
             models.image_features(material.clip.model, material.normalise(next(split.pictures.batches([rows]))))
     return 2 * counter.get_total_flops()
 
 
-def rate() -> float:
-    """Operations a second of a large product in bf16."""
-    left, right = torch.randn(2, SIDE, SIDE).bfloat16()
-    return 2 * SIDE**3 / min(common.timed(lambda: left @ right)[0] for _ in range(PRODUCTS))
+def rate(precision: torch.dtype) -> float:
+    """Operations a second of a large product."""
+    device = models.default_device()
+    side = SIDES[device.type]
+    left, right = torch.randn(2, side, side, device=device).to(precision)
+    return 2 * side**3 / min(timed(lambda: left @ right)[0] for _ in range(PRODUCTS))
 
 
-def compare(model: str, size: int, rounds: int) -> Iterator[common.Row]:
+def peak(name: str, model: str, size: int) -> int:
+    """Peak memory of one way in MB."""
+    if models.default_device().type == "cpu":
+        command = [sys.executable, __file__, "--memory", name, model, str(size)]
+        return int(common.costs(command)["peak_mb"])
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    ways()[name](Material.make(model, size)).run()
+    return round(torch.cuda.max_memory_allocated() / 1e6)
+
+
+def compare(model: str, size: int, rounds: int, fp32: bool) -> Iterator[common.Row]:
     """Time all ways in turn, several times, from the same start; their first losses have to agree."""
     needed = operations(Material.make(model, size))
-    seconds: dict[str, list[float]] = {name: [] for name in ways()}
-    floor: list[float] = []
+    chosen = {name: make for name, make in ways().items() if not (fp32 and name in HALF)}
+    precisions = {name: torch.bfloat16 if name in HALF else torch.float32 for name in chosen}
+    seconds: dict[str, list[float]] = {name: [] for name in chosen}
+    floors: dict[torch.dtype, list[float]] = {precision: [] for precision in precisions.values()}
     first: dict[str, float] = {}
     for _ in range(rounds):
-        for name, make in ways().items():
+        for name, make in chosen.items():
             way = make(Material.make(model, size))
             first[name] = way.run()[0]  # and what is only done once
-            seconds[name].append(common.timed(way.run)[0])
+            seconds[name].append(timed(way.run)[0])
             del way
-        floor.append(needed / rate())
+        for precision, floor in floors.items():
+            floor.append(needed / rate(precision))
     for name, spent in seconds.items():
         if name not in HALF and abs(first[name] - first["plain"]) > TOLERANCE:
             raise RuntimeError(f"{name}: the first loss is {first[name]}, that of the plain way {first['plain']}")
         yield {
             "model": model,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "quadruples": size,
             "way": name,
             **common.spread(spent),
             "quadruples_per_second": round(STEPS * size / statistics.median(spent), 3),
             "times_plain": common.median_ratio(seconds["plain"], spent),
-            "of_floor": common.median_ratio(floor, spent),
+            "of_floor": common.median_ratio(floors[precisions[name]], spent),
             "first_loss": round(first[name], 6),
-            "peak_mb": common.costs([sys.executable, __file__, "--memory", name, model, str(size)])["peak_mb"],
+            "peak_mb": peak(name, model, size),
         }
 
 
@@ -343,12 +381,8 @@ def main() -> None:
         ways()[sys.argv[2]](Material.make(sys.argv[3], int(sys.argv[4]))).run()
         return
     chosen = common.arguments(__doc__, sizes=(16,), full=(16, 64), rounds=3)
-    rows: list[common.Row] = []
-    for size in chosen.sizes:
-        for row in compare(chosen.model or "ViT-B-32", size, chosen.rounds):
-            common.show(row)
-            rows.append(row)
-    common.save(rows, chosen.output)
+    model = chosen.model or "ViT-B-32"
+    common.report(chosen.sizes, lambda size: compare(model, size, chosen.rounds, chosen.fp32), chosen.output)
 
 
 if __name__ == "__main__":
