@@ -12,15 +12,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 
-from saferclip import io, models
+from saferclip import io
 from saferclip.config import LossWeights, MiningSettings, TrainingSettings
 from saferclip.mining import embedding, nearest
 from saferclip.provenance import file_digest
 from saferclip.training.inputs import Stored
 from saferclip.training.losses import TERMS
-from saferclip.training.tuner import CLOCK
+
+from .results import numbers, same_weights
 
 TRAIN, VALIDATION = 13, 6
 CHILD = Path(__file__).parent / "child.py"
@@ -216,22 +216,6 @@ def group(tmp_path: Path, start: Callable[..., Command]) -> Callable[..., list[C
         ]
 
     return begin
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The merged model's weights."""
-    return io.read_tensors(folder / models.WEIGHTS)
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    """To the last bit."""
-    first, second = weights(one), weights(other)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def numbers(folder: Path) -> pd.DataFrame:
-    """steps.csv without what the clock says."""
-    return pd.read_csv(folder / "steps.csv").drop(columns=list(CLOCK))
 
 
 @pytest.fixture
