@@ -87,9 +87,8 @@ def test_every_way_of_training_has_the_same_loss(
     import training_step
 
     monkeypatch.setattr(common, "costs", lambda command: {"peak_mb": len(command)})
-    monkeypatch.setattr(
-        training_step, "SIDES", dict.fromkeys(training_step.SIDES, 64)
-    )  # at full size minutes on a processor without bf16
+    # At full size minutes on a processor without bf16.
+    monkeypatch.setattr(training_step, "SIDES", dict.fromkeys(training_step.SIDES, 64))
     vision = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16}
     text = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
     model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
