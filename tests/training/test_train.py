@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from saferclip import adapters, io, models
+from saferclip import adapters, io, models, similarity
 from saferclip.mining import embedding
 from saferclip.training import inputs, losses, train
 from saferclip.training.train import DivergenceError, Tuner
@@ -193,6 +194,22 @@ def test_resumed_run_does_not_repeat_finished_epochs(material: Any, run: Run, mo
     output = run(material, "run")
     assert descriptions == ["epoch 3/3"]
     assert pd.read_csv(output / "epochs.csv").epoch.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("precision", "fastest"), itertools.product(("bf16", "fp32"), (torch.bfloat16, torch.float32)))
+def test_a_processor_without_bf16_is_warned_about(
+    vit_material: Any,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    precision: str,
+    fastest: torch.dtype,
+) -> None:
+    monkeypatch.setattr(similarity, "fastest", lambda: fastest)
+    with caplog.at_level(logging.WARNING, logger="saferclip"):
+        run(vit_material, "run", epochs=1, precision=precision)
+    warned = "this processor has no instructions" in caplog.text
+    assert warned == (precision == "bf16" and fastest == torch.float32)
 
 
 @pytest.mark.parametrize("change", ["settings", "seed", "inputs", "damage"])

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from saferclip import adapters, io, models, signals
+from saferclip import adapters, io, models, signals, similarity
 from saferclip.config import ConfigError, TrainingSettings
 from saferclip.mining.embedding import pixels_file
 from saferclip.provenance import digest, file_digest, provenance
@@ -127,6 +127,7 @@ def _read(
 ) -> Material:
     """Load the model, put fresh adapters on it, and read all tables."""
     device = models.default_device()
+    _warn_of_slow_precision(device, settings.optimisation.precision)
     _be_deterministic(device, seed)
     clip = models.load(base_model, device)
     tuner = Tuner(clip, adapters.attach(clip, settings.optimisation.lora), settings, group)
@@ -190,6 +191,15 @@ def _log_waiting(progress: Progress) -> None:
     shares = [step.get("waiting_for_pixels", 0.0) for step in progress.steps]  # a state from before has none
     waited = sum(time * share for time, share in zip(seconds, shares, strict=True))
     logger.info("waited for pixels in %.1f%% of the time of all steps", 100 * waited / sum(seconds))
+
+
+def _warn_of_slow_precision(device: torch.device, precision: str) -> None:
+    """Say so if a processor has to compute bf16 products without instructions for them."""
+    if device.type == "cpu" and precision == "bf16" and similarity.fastest() != torch.bfloat16:
+        logger.warning(
+            "optimisation.precision is bf16, for which this processor has no instructions: training may take many "
+            "times as long as with fp32"
+        )
 
 
 def _be_deterministic(device: torch.device, seed: int) -> None:
