@@ -97,7 +97,8 @@ def test_a_signal_to_one_process_stops_all_at_one_step_and_a_restart_equals_an_u
     statuses = [command.wait() for command in broken]
     assert statuses == [128 + signal.SIGTERM] * 2, broken[0].text
     said = "".join(command.text for command in broken)
-    assert said.count("ended by SIGTERM after step 4 (epoch 2)") == 1 and "Traceback" not in said, said
+    # Mostly once; the other process says it too if the first, which it asks, has ended before it could answer.
+    assert said.count("ended by SIGTERM after step 4 (epoch 2)") in (1, 2) and "Traceback" not in said, said
     resumed = group(2, vit_material, "broken", changes)
     assert [command.wait() for command in (*unbroken, *resumed)] == [0] * 4, resumed[0].text
     assert "going on from" in resumed[0].text and "epoch 1:" not in resumed[0].text
