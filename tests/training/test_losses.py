@@ -207,8 +207,10 @@ def test_equal_shares_scale_the_whole_loss_and_others_each_term() -> None:
 
 def test_selected_rows_keep_their_columns(frozen: References) -> None:
     rows = torch.tensor([3, 1])
-    selected = frozen.select(rows, "cpu")
-    for name, column in selected._asdict().items():
-        assert column is None if name == "present" else torch.equal(column, getattr(frozen, name)[rows])
+    everything = frozen._replace(present=present(unsafe_image=[3]), shared={"direction": torch.ones(2)})
+    selected = everything.select(rows, "cpu")
+    for name in losses.COLUMNS:
+        assert torch.equal(getattr(selected, name), getattr(frozen, name)[rows]), name
+    assert selected.shared["direction"].tolist() == [1, 1]
     masks = frozen._replace(present=present(**MISSING)).select(rows, "cpu").present
     assert masks is not None and [mask.tolist() for mask in masks] == [[True, True], [True, False], [False, True]]

@@ -11,14 +11,13 @@ The methods differ in the target (the paired safe partner, or the nearest) and i
 Safe-CLIP (ECCV 2024) contrasts with the whole batch, SaFeR-CLIP (AAAI 2026) only with the input's
 own unsafe partner, so that safe items which would do as well are not pushed away.
 
-A row may lack images.  It takes part in a term if it has every image that the term compares (``NEEDS``); the term
+A row may lack images.  It takes part in a term if it has every image that the term compares (``needs``); the term
 is the mean over the rows that take part, and 0 if none does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -27,22 +26,7 @@ from torch.nn import functional
 
 from saferclip.config import LossWeights
 
-TERMS = tuple(LossWeights.model_fields)
 CrossModal = Literal["infonce", "relative"]
-
-# The images that each term compares; captions are always there.
-NEEDS: Mapping[str, tuple[str, ...]] = {
-    "preservation_text": (),
-    "preservation_image": ("safe_image",),
-    "preservation_cross_text": ("safe_image",),
-    "preservation_cross_image": ("safe_image",),
-    "redirection_text": (),
-    "redirection_image": ("unsafe_image", "target_image"),
-    "redirection_cross_text": ("target_image",),
-    "redirection_cross_image": ("unsafe_image",),
-}
-# The relative loss moves a caption away from its own unsafe image, which it therefore needs as well.
-RELATIVE_NEEDS = {**NEEDS, "redirection_cross_text": ("target_image", "unsafe_image")}
 
 
 class Embeddings(NamedTuple):
@@ -79,66 +63,90 @@ class References(NamedTuple):
     target_text: Tensor
     target_image: Tensor
     present: Present | None = None
+    shared: Mapping[str, Tensor] = {}  # what is the same for all rows, by a name that an optional term knows
 
     def select(self, rows: Tensor, device: torch.device | str) -> References:
         """The embeddings of some rows."""
-        columns: dict[str, Any] = {
-            name: column[rows].to(device) for name, column in self._asdict().items() if name != "present"
-        }
-        return References(**columns, present=None if self.present is None else self.present.select(rows))
+        columns: dict[str, Any] = {name: getattr(self, name)[rows].to(device) for name in COLUMNS}
+        present = None if self.present is None else self.present.select(rows)
+        return References(
+            **columns, present=present, shared={name: value.to(device) for name, value in self.shared.items()}
+        )
 
-    def taking_part(self, cross_modal: CrossModal) -> dict[str, Tensor]:
+    def taking_part(self, cross_modal: CrossModal, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Which rows take part in each term: bool (rows,)."""
         everywhere = torch.ones(len(self.safe_text), dtype=torch.bool)
-        if self.present is None:
-            return dict.fromkeys(TERMS, everywhere)
-        needs = RELATIVE_NEEDS if cross_modal == "relative" else NEEDS
-        images = self.present._asdict()
-        return {name: torch.stack([everywhere, *(images[image] for image in needs[name])]).all(dim=0) for name in TERMS}
-
-
-def terms(tuned: Embeddings, frozen: References, cross_modal: CrossModal, logit_scale: float) -> dict[str, Tensor]:
-    """All eight terms by the name of their weight; each is a scalar, a mean over the rows that take part in it."""
-    against_all = partial(contrast, logit_scale=logit_scale)
-    compared: dict[str, tuple[Any, ...]]  # in an order of its own, which decides how gradients are summed up
-    if cross_modal == "infonce":
-        compared = {
-            "redirection_cross_text": (against_all, tuned.unsafe_text, frozen.target_image),
-            "redirection_cross_image": (against_all, tuned.unsafe_image, frozen.target_text),
+        images = {} if self.present is None else self.present._asdict()
+        return {
+            name: torch.stack([everywhere, *(images[image] for image in term.needs if images)]).all(dim=0)
+            for name, term in terms_of(cross_modal, names).items()
         }
-    else:
-        compared = {
-            "redirection_cross_text": (relative, tuned.unsafe_text, frozen.target_image, frozen.unsafe_image),
-            "redirection_cross_image": (relative, tuned.unsafe_image, frozen.target_text, frozen.unsafe_text),
-        }
-    compared |= {
-        "preservation_text": (distance, tuned.safe_text, frozen.safe_text),
-        "preservation_image": (distance, tuned.safe_image, frozen.safe_image),
-        "preservation_cross_text": (against_all, tuned.safe_text, frozen.safe_image),
-        "preservation_cross_image": (against_all, tuned.safe_image, frozen.safe_text),
-        "redirection_text": (distance, tuned.unsafe_text, frozen.target_text),
-        "redirection_image": (distance, tuned.unsafe_image, frozen.target_image),
-    }
-    rows = frozen.taking_part(cross_modal)
-    values = {name: _over(rows[name], term, *columns) for name, (term, *columns) in compared.items()}
-    return {name: values[name] for name in TERMS}
 
 
-def _over(rows: Tensor, term: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+COLUMNS = ("safe_text", "unsafe_text", "safe_image", "unsafe_image", "target_text", "target_image")
+
+
+class Batch(NamedTuple):
+    """What a term is a function of: quadruples under the tuned and under the frozen model."""
+
+    tuned: Embeddings
+    frozen: References
+    logit_scale: float
+
+
+class Term(NamedTuple):
+    """A mean over the rows of a batch, and the images that it compares; captions are always there."""
+
+    value: Callable[[Batch], Tensor]
+    needs: tuple[str, ...] = ()
+
+
+def terms(
+    tuned: Embeddings,
+    frozen: References,
+    cross_modal: CrossModal,
+    logit_scale: float,
+    names: Sequence[str] | None = None,
+) -> dict[str, Tensor]:
+    """Terms by the name of their weight; each is a scalar, a mean over the rows that take part in it.
+
+    ``names`` are those wanted, as ``active`` gives them; the eight of every method if None.
+    """
+    wanted = terms_of(cross_modal, names)
+    rows = frozen.taking_part(cross_modal, names)
+    batch = Batch(tuned, frozen, logit_scale)
+    # Redirection across modalities first: the order decides how gradients are summed up.
+    order = sorted(wanted, key=lambda name: not name.startswith("redirection_cross"))
+    values = {name: _over(rows[name], wanted[name].value, batch) for name in order}
+    return {name: values[name] for name in wanted}
+
+
+def active(weights: LossWeights) -> tuple[str, ...]:
+    """Names of a method's terms: the eight of every method, and optional ones whose weight is above 0."""
+    return (*TERMS, *(name for name in OPTIONAL if getattr(weights, name) > 0))
+
+
+def terms_of(cross_modal: CrossModal, names: Sequence[str] | None = None) -> dict[str, Term]:
+    """The terms of these names, where redirection across modalities is of this kind."""
+    known = {**COMMON, **REDIRECTION_CROSS[cross_modal], **OPTIONAL}
+    return {name: known[name] for name in (TERMS if names is None else names)}
+
+
+def _over(rows: Tensor, term: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
     """A term over the rows that take part in it: bool (batch,)."""
     if rows.all():
-        return term(*columns)
+        return term(batch)
     if not rows.any():
-        return columns[0].new_zeros(())
-    places = rows.nonzero()[:, 0].to(columns[0].device)
-    return term(*(column[places] for column in columns))
+        return batch.tuned.safe_text.new_zeros(())
+    places = rows.nonzero()[:, 0]
+    tuned = Embeddings(*(column[places] for column in batch.tuned))
+    return term(Batch(tuned, batch.frozen.select(places, batch.tuned.safe_text.device), batch.logit_scale))
 
 
 def total(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
     """Weighted mean of the terms: the weights are divided by their sum."""
-    values = weights.model_dump()
-    scale = sum(values.values())
-    return torch.stack([terms[name] * (weight / scale) for name, weight in values.items()]).sum()
+    scale = sum(weights.model_dump().values())
+    return torch.stack([term * (getattr(weights, name) / scale) for name, term in terms.items()]).sum()
 
 
 def contribution(terms: Mapping[str, Tensor], shares: Mapping[str, float], weights: LossWeights) -> Tensor:
@@ -173,3 +181,50 @@ def contrast(tuned: Tensor, partners: Tensor, logit_scale: float) -> Tensor:
     logits = logit_scale * tuned @ partners.T
     labels = torch.arange(len(logits), device=logits.device)
     return (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
+
+
+COMMON: Mapping[str, Term] = {
+    "preservation_text": Term(lambda batch: distance(batch.tuned.safe_text, batch.frozen.safe_text)),
+    "preservation_image": Term(
+        lambda batch: distance(batch.tuned.safe_image, batch.frozen.safe_image), needs=("safe_image",)
+    ),
+    "preservation_cross_text": Term(
+        lambda batch: contrast(batch.tuned.safe_text, batch.frozen.safe_image, batch.logit_scale),
+        needs=("safe_image",),
+    ),
+    "preservation_cross_image": Term(
+        lambda batch: contrast(batch.tuned.safe_image, batch.frozen.safe_text, batch.logit_scale),
+        needs=("safe_image",),
+    ),
+    "redirection_text": Term(lambda batch: distance(batch.tuned.unsafe_text, batch.frozen.target_text)),
+    "redirection_image": Term(
+        lambda batch: distance(batch.tuned.unsafe_image, batch.frozen.target_image),
+        needs=("unsafe_image", "target_image"),
+    ),
+}
+REDIRECTION_CROSS: Mapping[CrossModal, Mapping[str, Term]] = {
+    "infonce": {
+        "redirection_cross_text": Term(
+            lambda batch: contrast(batch.tuned.unsafe_text, batch.frozen.target_image, batch.logit_scale),
+            needs=("target_image",),
+        ),
+        "redirection_cross_image": Term(
+            lambda batch: contrast(batch.tuned.unsafe_image, batch.frozen.target_text, batch.logit_scale),
+            needs=("unsafe_image",),
+        ),
+    },
+    "relative": {
+        # A caption moves away from its own unsafe image, which this therefore needs as well.
+        "redirection_cross_text": Term(
+            lambda batch: relative(batch.tuned.unsafe_text, batch.frozen.target_image, batch.frozen.unsafe_image),
+            needs=("target_image", "unsafe_image"),
+        ),
+        "redirection_cross_image": Term(
+            lambda batch: relative(batch.tuned.unsafe_image, batch.frozen.target_text, batch.frozen.unsafe_text),
+            needs=("unsafe_image",),
+        ),
+    },
+}
+# Terms of other methods, each by the name of its weight, in a module of its own.
+OPTIONAL: Mapping[str, Term] = {}
+TERMS = tuple(name for name in LossWeights.model_fields if name not in OPTIONAL)

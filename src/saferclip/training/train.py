@@ -21,7 +21,7 @@ from saferclip import adapters, io, models, signals, similarity
 from saferclip.config import ConfigError, TrainingSettings
 from saferclip.mining.embedding import pixels_file
 from saferclip.provenance import digest, file_digest, provenance
-from saferclip.training import curriculum, inputs, processes
+from saferclip.training import curriculum, inputs, losses, processes
 from saferclip.training.checkpoint import Checkpoint
 from saferclip.training.inputs import Images, Split, Stored, Targets
 from saferclip.training.losses import References
@@ -166,9 +166,10 @@ def _epoch(epoch: int, seed: int, material: Material, keeper: Keeper) -> None:
 
 def _rows_used(settings: TrainingSettings, material: Material) -> dict[str, dict[str, int]]:
     """How many rows take part in each term of the loss, over all epochs, and how many are left out of it."""
-    targets, taking_part = material.targets, material.frozen.taking_part(settings.method.cross_modal)
+    method, targets = settings.method, material.targets
+    taking_part = material.frozen.taking_part(method.cross_modal, losses.active(method.weights))
     epochs = range(1, settings.optimisation.epochs + 1)
-    rows = torch.cat([curriculum.admitted(targets.difficulty, settings.method.curriculum, epoch) for epoch in epochs])
+    rows = torch.cat([curriculum.admitted(targets.difficulty, method.curriculum, epoch) for epoch in epochs])
     used = counts(taking_part, rows)
     return {name: {"used": count, "left_out": len(rows) - count} for name, count in used.items()}
 

@@ -58,13 +58,14 @@ class Tuner:
         micro_batch = math.ceil(optimisation.batch_size / optimisation.accumulation)
         batches = [torch.split(batch, micro_batch) for batch in torch.split(rows, optimisation.batch_size)]
         pixels = quadruples.pictures.batches([self.processes.share(part) for parts in batches for part in parts])
-        taking_part = frozen.taking_part(method.cross_modal)
+        names = losses.active(method.weights)
+        taking_part = frozen.taking_part(method.cross_modal, names)
         adapters.set_training_mode(self.tuned)
         # disable=None: tqdm is silent where the output is not a terminal.
         for parts in tqdm(batches, desc=description, disable=None if self.processes.first else True):
             start, waited = time.perf_counter(), 0.0
             count = sum(len(part) for part in parts)
-            sums = torch.zeros(len(losses.TERMS) + 1, device=self.device)
+            sums = torch.zeros(len(names) + 1, device=self.device)
             used = counts(taking_part, torch.cat(parts))
             self.optimiser.zero_grad()
             for part in parts:
@@ -77,7 +78,7 @@ class Tuner:
                 sums += self._backward(embedded, references, shares)
             self.processes.sum_gradients(self.weights.values())
             norm = nn.utils.clip_grad_norm_(self.weights.values(), optimisation.max_gradient_norm)
-            numbers = dict(zip(("loss", *losses.TERMS), sums.tolist(), strict=True))
+            numbers = dict(zip(("loss", *names), sums.tolist(), strict=True))
             numbers = {name: number for name, number in numbers.items() if used.get(name, count)}
             numbers["gradient_norm"] = norm.item()
             seconds = time.perf_counter() - start
@@ -91,7 +92,7 @@ class Tuner:
         ``shares`` says how many of the batch's rows that take part in a term are in this micro-batch.
         """
         method = self.settings.method
-        terms = losses.terms(embedded, frozen, method.cross_modal, self.logit_scale)
+        terms = losses.terms(embedded, frozen, method.cross_modal, self.logit_scale, tuple(shares))
         loss = losses.contribution(terms, shares, method.weights)
         if loss.requires_grad:  # not where fewer rows than processes leave none for this one
             loss.backward()  # type: ignore[no-untyped-call]
