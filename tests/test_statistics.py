@@ -96,6 +96,88 @@ def test_bootstrap_refuses_no_queries() -> None:
         statistics.bootstrap_means([], 10, seed=0)
 
 
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=60), st.integers(-4, 4))
+def test_p_is_twice_the_smaller_tail_with_one_added(means: list[int], threshold: int) -> None:
+    below = sum(value <= threshold for value in means)
+    above = sum(value >= threshold for value in means)
+    expected = min(1, 2 * (min(below, above) + 1) / (len(means) + 1))
+    assert statistics.p_value(means, threshold) == pytest.approx(expected)
+
+
+def test_p_and_the_interval_agree_on_where_the_threshold_lies() -> None:
+    means = statistics.bootstrap_means(np.random.default_rng(21).random(50), 4000, seed=22)
+    low, high = statistics.percentile_interval(0.5, means)[1:]
+    inside, outside = 0.002, -0.002
+    assert statistics.p_value(means, low + inside) > 0.05 > statistics.p_value(means, low + outside)
+    assert statistics.p_value(means, high - inside) > 0.05 > statistics.p_value(means, high - outside)
+    assert statistics.p_value(means, -1) == pytest.approx(2 / 4001)
+
+
+def test_p_is_uniform_where_nothing_differs() -> None:
+    random = np.random.default_rng(23)
+    found = np.array(
+        [
+            statistics.p_value(statistics.bootstrap_means(random.normal(size=80), 400, seed=trial))
+            for trial in range(600)
+        ]
+    )
+    for level in (0.05, 0.2, 0.5, 0.8):
+        # Three standard deviations of a binomial share of 600 trials, and a little for n = 80.
+        tolerance = 3 * math.sqrt(level * (1 - level) / 600) + 0.01
+        assert np.mean(found <= level) == pytest.approx(level, abs=tolerance)
+
+
+def test_p_refuses_no_resamples() -> None:
+    with pytest.raises(ValueError, match="no resamples"):
+        statistics.p_value([])
+
+
+def test_holm_of_a_worked_example() -> None:
+    # By hand: 4 x 0.005; 3 x 0.01; 2 x 0.03; 1 x 0.04 is below the one before it, which it takes.
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.6, 0.5]) == [1, 1]
+    assert statistics.holm([]) == []
+
+
+@given(st.lists(st.floats(0.0005, 1), min_size=1, max_size=8), st.floats(0.01, 0.3))
+def test_holm_rejects_what_its_step_down_rule_rejects(values: list[float], level: float) -> None:
+    # As in the paper: go through the ordered p, stop at the first that is above level / (tests that are left).
+    rejected = set()
+    for step, place in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        if values[place] * (len(values) - step) > level:
+            break
+        rejected.add(place)
+    adjusted = statistics.holm(values)
+    assert {place for place, value in enumerate(adjusted) if value <= level} == rejected
+
+
+def test_holm_keeps_the_chance_of_any_error() -> None:
+    uniform = np.random.default_rng(24).random((2000, 12))
+    wrong = np.mean([min(statistics.holm(list(row))) <= 0.05 for row in uniform])
+    assert wrong == pytest.approx(0.05, abs=0.015)
+
+
+def test_effect_size_equals_mean_over_deviation() -> None:
+    values = [3.0, -1.0, 4.0, 1.0, -5.0]
+    mean = sum(values) / 5
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / 4)
+    assert statistics.effect_size(values) == pytest.approx(mean / deviation)
+    assert statistics.effect_size(values, weights=[7] * 5) == pytest.approx(mean / deviation)
+    assert statistics.effect_size([0, 0, 0]) == 0
+    assert statistics.effect_size([-2, -2]) == -math.inf
+
+
+def test_weights_of_an_effect_size_stand_for_copies() -> None:
+    values, copies = np.random.default_rng(25).random(400), np.random.default_rng(26).integers(1, 4, 400)
+    copied = statistics.effect_size(np.repeat(values, copies))
+    assert statistics.effect_size(values, weights=copies) == pytest.approx(copied, rel=0.002)
+
+
+def test_effect_size_refuses_a_single_difference() -> None:
+    with pytest.raises(ValueError, match="two differences at least, not 1"):
+        statistics.effect_size([1.0])
+
+
 def test_the_bootstrap_needs_no_torch() -> None:
     use = "statistics.bootstrap_means([0], 9, 0)"
     code = f"import sys; from saferclip import statistics; {use}; assert 'torch' not in sys.modules"

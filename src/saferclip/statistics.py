@@ -1,4 +1,7 @@
-"""Means over queries and their bootstrap intervals, in plain numpy: behind every interval of a run."""
+"""Means over queries, their bootstrap intervals, and tests of differences, in plain numpy.
+
+Behind every interval and every p of a run; docs/statistics.md says which is used where, and why.
+"""
 
 from __future__ import annotations
 
@@ -63,6 +66,54 @@ def bootstrap_interval(values: ArrayLike, resamples: int, seed: int, groups: Arr
     data = np.asarray(values, dtype=np.float64)
     mean = float(data.mean()) if groups is None else mean_per_class(data, groups)
     return percentile_interval(mean, bootstrap_means(data, resamples, seed, groups))
+
+
+def p_value(means: ArrayLike, threshold: float = 0.0) -> float:
+    """Two-sided p of bootstrap means (resamples,): might the true value lie on the other side of ``threshold``?
+
+    Twice the smaller share of resamples at or beyond the threshold, at most 1: below 0.05 where the 95%
+    percentile interval leaves the threshold out (Efron & Tibshirani 1993, sections 13.3 and 15.4).  One is added
+    to count and resamples, so that p is never 0 and never too small (Davison & Hinkley 1997, section 4.2): no p
+    can be below 2 / (resamples + 1).
+    """
+    data = np.asarray(means, dtype=np.float64)
+    if len(data) == 0:
+        raise ValueError("nothing to test: no resamples")
+    fewer = min(np.count_nonzero(data <= threshold), np.count_nonzero(data >= threshold))
+    return float(min(1.0, 2 * (fewer + 1) / (len(data) + 1)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p of each test, adjusted for their number as by Holm (1979), in the order given.
+
+    Whoever takes those below 0.05 for findings errs in any of them with a probability of at most 0.05,
+    however the tests depend on each other.
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    factors = np.arange(len(values), 0, -1)
+    adjusted = np.empty(len(values))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(factors * values[order]))
+    return [float(value) for value in adjusted]
+
+
+def effect_size(differences: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Cohen's d_z of differences (n,): their mean in units of their own standard deviation (Cohen 1988, 2.3.5).
+
+    With ``weights`` (n,), such as those of images in a mean over classes, both are weighted.  Differences that
+    are all the same and not 0 have an infinite one.  Raises ValueError for fewer than two.
+    """
+    data = np.asarray(differences, dtype=np.float64)
+    if len(data) < 2:
+        raise ValueError(f"an effect size needs two differences at least, not {len(data)}")
+    shares = np.full(len(data), 1.0) if weights is None else np.asarray(weights, dtype=np.float64)
+    mean = np.average(data, weights=shares)
+    # Of n equal weights this is the usual n - 1; of others, n counts as many equal ones (Kish 1965, 11.2).
+    count = shares.sum() ** 2 / np.square(shares).sum()
+    spread = np.sqrt(np.average(np.square(data - mean), weights=shares) * count / (count - 1))
+    if np.ptp(data) == 0:
+        return float(np.copysign(np.inf, mean)) if mean else 0.0
+    return float(mean / spread)
 
 
 def _resampled_means(values: Array, draws: int, resamples: int, random: np.random.Generator) -> Array:

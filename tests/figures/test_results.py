@@ -88,6 +88,36 @@ def test_a_contrast_of_methods_resamples_the_same_queries(run: Any, results: Res
     assert (low, high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
 
 
+def test_a_contrast_tests_and_measures_its_size_by_the_differences_of_queries(run: Any, results: Results) -> None:
+    ours = seed_averaged(run, "safer-clip", (0, 1, 2), "unsafe_text_to_image", 1)
+    theirs = seed_averaged(run, "safe-clip", (0, 1, 2), "unsafe_text_to_image", 1)
+    differences = [left - right for left, right in zip(ours, theirs, strict=True)]
+    means = resampled(differences, 500, seed=7)
+    terms = [Term(1, "safer-clip", "test", REDIRECTION), Term(-1, "safe-clip", "test", REDIRECTION)]
+    contrast = results.contrast(terms, resamples=500)
+    for threshold in (0.0, float(np.median(means))):
+        tail = min(sum(mean <= threshold for mean in means), sum(mean >= threshold for mean in means))
+        assert contrast.p_value(threshold) == pytest.approx(min(1, 2 * (tail + 1) / 501))
+        expected = (np.mean(differences) - threshold) / np.std(differences, ddof=1)
+        assert contrast.effect_size(threshold) == pytest.approx(expected)
+
+
+def test_the_differences_of_several_sets_have_the_contrasts_value_as_their_mean(results: Results) -> None:
+    terms = [Term(1, "safer-clip", "zero_shot", "mean/accuracy"), Term(-1, "clip", "zero_shot", "mean/accuracy")]
+    contrast = results.contrast(terms)
+    assert contrast.differences is not None
+    assert contrast.weights is not None
+    assert contrast.weights.sum() == pytest.approx(1)
+    assert (contrast.weights * contrast.differences).sum() == pytest.approx(contrast.interval.value)
+    assert contrast.differences.min() >= -100  # every image is in percent, though its set is one of several
+    assert contrast.differences.min() < -50
+
+
+def test_queries_of_different_benchmarks_are_no_pairs(results: Results) -> None:
+    terms = [Term(1, "safer-clip", "test", REDIRECTION), Term(-1, "safer-clip", "nsfw_caps", REDIRECTION)]
+    assert results.contrast(terms).effect_size() is None
+
+
 def test_a_contrast_with_an_untuned_method_uses_its_only_value_for_every_seed(run: Any, results: Results) -> None:
     terms = [Term(1, "safer-clip", "test", REDIRECTION), Term(-0.5, "clip", "test", REDIRECTION)]
     base = run.value("clip", 0, "test", REDIRECTION)

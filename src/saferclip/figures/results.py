@@ -49,10 +49,27 @@ class Term(NamedTuple):
 
 
 class Contrast(NamedTuple):
-    """A weighted sum of metrics: over all queries, with its bootstrap interval, and for each seed."""
+    """A weighted sum of metrics: over all queries, with its bootstrap interval, and for each seed.
+
+    ``differences`` (queries,) are the sums of single queries, averaged over seeds, and ``weights`` what each
+    counts in the mean; they are None where the terms ask different benchmarks, whose queries are no pairs.
+    """
 
     interval: statistics.Interval
     per_seed: Array
+    means: Array  # of the resamplings of queries: (resamples,)
+    differences: Array | None
+    weights: Array | None
+
+    def p_value(self, threshold: float = 0.0) -> float:
+        """Two-sided bootstrap p over queries."""
+        return statistics.p_value(self.means, threshold)
+
+    def effect_size(self, threshold: float = 0.0) -> float | None:
+        """Cohen's d_z over queries, of the distance from ``threshold``; None where queries are no pairs."""
+        if self.differences is None or len(self.differences) < 2:
+            return None
+        return statistics.effect_size(self.differences - threshold, self.weights)
 
 
 class Outcomes(NamedTuple):
@@ -67,6 +84,13 @@ class Outcomes(NamedTuple):
         if self.groups is None:
             return np.asarray(self.values.mean(axis=1))
         return np.array([statistics.mean_per_class(row, self.groups) for row in self.values])
+
+    def weights(self) -> Array:
+        """What each query counts in the metric, in all 1: shape (queries,)."""
+        if self.groups is None:
+            return np.full(len(self.queries), 1 / len(self.queries))
+        _, group, counts = np.unique(self.groups, return_inverse=True, return_counts=True)
+        return np.asarray(1 / (len(counts) * counts[group]))
 
 
 class Results:
@@ -150,16 +174,19 @@ class Results:
             )
         return Estimate(mean, sd, contrast.interval.low, contrast.interval.high)
 
-    def contrast(self, terms: Sequence[Term]) -> Contrast:
+    def contrast(self, terms: Sequence[Term], resamples: int | None = None) -> Contrast:
         """A weighted sum of metrics, with a bootstrap over queries that is paired across methods.
 
         Outcomes are averaged over seeds, query by query, and summed over the terms that ask the
-        same queries; then queries are resampled, each set of queries on its own.
+        same queries; then queries are resampled, each set of queries on its own, ``resamples`` times (by
+        default as often as in the evaluation).
         """
+        resamples = resamples or self.resamples
         sets: dict[tuple[str, str], list[Term]] = {}
         for term in self._one_set_each(terms):
             sets.setdefault((term.benchmark, term.metric.rpartition("/")[0]), []).append(term)
         value, means, per_seed = 0.0, np.zeros(1), np.zeros(1)
+        differences, weights = [], []
         for place, ((benchmark, direction), members) in enumerate(sets.items()):
             outcomes = [self.outcomes(term.method, term.benchmark, term.metric) for term in members]
             first = outcomes[0]
@@ -174,8 +201,14 @@ class Results:
             value += part
             # As in the evaluation, so that equal numbers come out: a seed of its own for each zero-shot set.
             own = list(self._described_sets).index(direction) if benchmark == "zero_shot" else place
-            means = means + statistics.bootstrap_means(summed, self.resamples, self.seed + own, first.groups)
-        return Contrast(statistics.percentile_interval(value, means), per_seed)
+            means = means + statistics.bootstrap_means(summed, resamples, self.seed + own, first.groups)
+            # The value is the weighted mean of these differences, whether there is one set or several.
+            differences.append(len(sets) * summed)
+            weights.append(first.weights() / len(sets))
+        interval = statistics.percentile_interval(value, means)
+        if len({benchmark for benchmark, _ in sets}) > 1:
+            return Contrast(interval, per_seed, means, None, None)
+        return Contrast(interval, per_seed, means, np.concatenate(differences), np.concatenate(weights))
 
     def outcomes(self, method: str, benchmark: str, metric: str) -> Outcomes:
         """Outcomes per query of a recall, an unsafe share or a set's accuracy, in percent."""

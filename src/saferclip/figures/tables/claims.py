@@ -177,11 +177,11 @@ def _contrast_of_files(terms: list[FileTerm], results: Results) -> Contrast:
         values = term.weight * table[term.column].to_numpy().astype(np.float64)
         sums[term.file] = sums.get(term.file, np.zeros(1)) + values
     value = sum(float(values.mean()) for values in sums.values())
-    means = sum(
-        statistics.bootstrap_means(values, results.resamples, results.seed + place)
-        for place, values in enumerate(sums.values())
-    )
-    return Contrast(statistics.percentile_interval(value, np.asarray(means)), np.empty(0))
+    means = np.zeros(1)
+    for place, values in enumerate(sums.values()):
+        means = means + statistics.bootstrap_means(values, results.resamples, results.seed + place)
+    differences = next(iter(sums.values())) if len(sums) == 1 else None
+    return Contrast(statistics.percentile_interval(value, means), np.empty(0), means, differences, None)
 
 
 def _missing(claim: Claim, results: Results) -> str:
