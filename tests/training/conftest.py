@@ -71,6 +71,8 @@ class Material:
             "curriculum": "progressive",
             "learning_rate": 1e-2,
             "weights": LossWeights(**dict.fromkeys(TERMS, 1.0)),
+            "neighbourhood": None,
+            "causal": None,
         }
         for name, value in changes.items():
             section = optimisation if name in optimisation else method

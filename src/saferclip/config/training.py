@@ -55,10 +55,11 @@ class OptimisationSettings(Settings):
 
 
 class LossWeights(Settings):
-    """Weights of the eight terms; they are normalised to sum 1.
+    """Weights of the loss's terms; they are normalised to sum 1.
 
     *preservation* terms act on safe inputs, *redirection* terms on unsafe ones; *cross* terms
-    compare with the other modality's frozen embeddings.
+    compare with the other modality's frozen embeddings.  Below these eight are the terms of other methods, which are
+    not computed unless they have a weight.
     """
 
     preservation_text: float = Field(ge=0)
@@ -69,12 +70,38 @@ class LossWeights(Settings):
     redirection_image: float = Field(ge=0)
     redirection_cross_text: float = Field(ge=0)
     redirection_cross_image: float = Field(ge=0)
+    spread_text: float | None = Field(None, ge=0, description="SAGE: safe captions do not contract")
+    spread_image: float | None = Field(None, ge=0, description="the same for safe images")
+    neighbourhood_text: float | None = Field(None, ge=0, description="SAGE: near safe captions keep their similarities")
+    neighbourhood_image: float | None = Field(None, ge=0, description="the same for safe images")
+    causal_text: float | None = Field(None, ge=0, description="CET: joint prediction of a safe caption's image")
+    causal_image: float | None = Field(None, ge=0, description="the same of a safe image's caption")
 
     @model_validator(mode="after")
     def _some_weight(self) -> LossWeights:
-        if sum(self.model_dump().values()) == 0:
+        if sum(self.given.values()) == 0:
             raise ValueError("at least one weight must be above 0")
         return self
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The weights that are not left out, by term."""
+        return self.model_dump(exclude_none=True)
+
+
+class NeighbourhoodSettings(Settings):
+    """SAGE's local structure alignment: which similarities are kept."""
+
+    neighbours: Positive = Field(description="nearest rows of a row, in the micro-batch and under the frozen model")
+    shift: float = Field(ge=0, description="how far embeddings are moved along the unsafe direction first")
+
+
+class CausalSettings(Settings):
+    """Causal effect tuning: with whose predictions a row's own is joined."""
+
+    neighbours: Positive = Field(description="nearest rows of a row, in the micro-batch and under the frozen model")
+    similarity: float = Field(ge=-1, le=1, description="cosine below which a row is no neighbour")
+    own_share: float = Field(gt=0, le=1, description="weight of the row's own prediction in the joint one")
 
 
 class MethodSettings(Settings):
@@ -85,6 +112,17 @@ class MethodSettings(Settings):
     curriculum: Literal["none", "progressive"]
     learning_rate: float = Field(gt=0)
     weights: LossWeights
+    neighbourhood: NeighbourhoodSettings | None = Field(None, description="of the terms neighbourhood_*")
+    causal: CausalSettings | None = Field(None, description="of the terms causal_*")
+
+    @model_validator(mode="after")
+    def _settings_of_terms(self) -> MethodSettings:
+        for section in ("neighbourhood", "causal"):
+            names = [f"{section}_{modality}" for modality in ("text", "image")]
+            weighty = [name for name in names if self.weights.given.get(name, 0) > 0]
+            if weighty and getattr(self, section) is None:
+                raise ValueError(f"weights.{weighty[0]} is above 0, so the section '{section}' must be given")
+        return self
 
 
 class PublishedModel(Settings):

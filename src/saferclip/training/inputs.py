@@ -16,6 +16,7 @@ from saferclip.config import MethodSettings
 from saferclip.mining import embedding, nearest, pixels
 from saferclip.mining.pixels import IMAGES
 from saferclip.models import Clip
+from saferclip.training import geometry
 from saferclip.training.losses import Present, References
 
 READERS = 4  # threads that read batches
@@ -171,6 +172,8 @@ def read_targets(method: MethodSettings, train: Path, neighbours: Path) -> Targe
 def read_frozen(embeddings: Path, targets: Targets, images: Images) -> References:
     """Frozen embeddings of all training rows and of their targets, each of shape (rows, dim).
 
+    The direction from safe to unsafe inputs of each modality, (dim,), is shared by all rows.
+
     Raises DataError if they are not as many as the training rows, or not of the same images.
     """
     tensors = io.read_tensors(embeddings)
@@ -185,6 +188,13 @@ def read_frozen(embeddings: Path, targets: Targets, images: Images) -> Reference
         if embedded is None or not torch.equal(embedded, there):
             raise io.DataError(f"{embeddings}: other images are there in train.{column} than in the table; embed again")
     complete = images.total == 2 * count
+    pictured = images.safe & images.unsafe
+    shared = {
+        "unsafe_direction_text": geometry.unsafe_direction(columns["safe_caption"], columns["unsafe_caption"]),
+        "unsafe_direction_image": geometry.unsafe_direction(
+            columns["safe_image"][pictured], columns["unsafe_image"][pictured]
+        ),
+    }
     return References(
         safe_text=columns["safe_caption"],
         unsafe_text=columns["unsafe_caption"],
@@ -193,4 +203,5 @@ def read_frozen(embeddings: Path, targets: Targets, images: Images) -> Reference
         target_text=columns["safe_caption"][targets.rows],
         target_image=columns["safe_image"][targets.rows],
         present=None if complete else Present(images.safe, images.unsafe, images.safe[targets.rows]),
+        shared=shared,
     )

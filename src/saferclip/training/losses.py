@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from saferclip.config import LossWeights
+from saferclip.config import LossWeights, MethodSettings
+from saferclip.training import causal, geometry
 
 CrossModal = Literal["infonce", "relative"]
 
@@ -87,11 +88,12 @@ COLUMNS = ("safe_text", "unsafe_text", "safe_image", "unsafe_image", "target_tex
 
 
 class Batch(NamedTuple):
-    """What a term is a function of: quadruples under the tuned and under the frozen model."""
+    """What a term is a function of: quadruples under the tuned and under the frozen model, and settings."""
 
     tuned: Embeddings
     frozen: References
     logit_scale: float
+    method: MethodSettings | None = None  # which optional terms with settings of their own need
 
 
 class Term(NamedTuple):
@@ -107,14 +109,16 @@ def terms(
     cross_modal: CrossModal,
     logit_scale: float,
     names: Sequence[str] | None = None,
+    method: MethodSettings | None = None,
 ) -> dict[str, Tensor]:
     """Terms by the name of their weight; each is a scalar, a mean over the rows that take part in it.
 
-    ``names`` are those wanted, as ``active`` gives them; the eight of every method if None.
+    ``names`` are those wanted, as ``active`` gives them; the eight of every method if None.  ``method`` is asked for by
+    optional terms that have settings of their own.
     """
     wanted = terms_of(cross_modal, names)
     rows = frozen.taking_part(cross_modal, names)
-    batch = Batch(tuned, frozen, logit_scale)
+    batch = Batch(tuned, frozen, logit_scale, method)
     # Redirection across modalities first: the order decides how gradients are summed up.
     order = sorted(wanted, key=lambda name: not name.startswith("redirection_cross"))
     values = {name: _over(rows[name], wanted[name].value, batch) for name in order}
@@ -123,7 +127,7 @@ def terms(
 
 def active(weights: LossWeights) -> tuple[str, ...]:
     """Names of a method's terms: the eight of every method, and optional ones whose weight is above 0."""
-    return (*TERMS, *(name for name in OPTIONAL if getattr(weights, name) > 0))
+    return (*TERMS, *(name for name in OPTIONAL if weights.given.get(name, 0) > 0))
 
 
 def terms_of(cross_modal: CrossModal, names: Sequence[str] | None = None) -> dict[str, Term]:
@@ -140,13 +144,15 @@ def _over(rows: Tensor, term: Callable[[Batch], Tensor], batch: Batch) -> Tensor
         return batch.tuned.safe_text.new_zeros(())
     places = rows.nonzero()[:, 0]
     tuned = Embeddings(*(column[places] for column in batch.tuned))
-    return term(Batch(tuned, batch.frozen.select(places, batch.tuned.safe_text.device), batch.logit_scale))
+    frozen = batch.frozen.select(places, batch.tuned.safe_text.device)
+    return term(batch._replace(tuned=tuned, frozen=frozen))
 
 
 def total(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
     """Weighted mean of the terms: the weights are divided by their sum."""
-    scale = sum(weights.model_dump().values())
-    return torch.stack([term * (getattr(weights, name) / scale) for name, term in terms.items()]).sum()
+    values = weights.given
+    scale = sum(values.values())
+    return torch.stack([term * (values[name] / scale) for name, term in terms.items()]).sum()
 
 
 def contribution(terms: Mapping[str, Tensor], shares: Mapping[str, float], weights: LossWeights) -> Tensor:
@@ -225,6 +231,37 @@ REDIRECTION_CROSS: Mapping[CrossModal, Mapping[str, Term]] = {
         ),
     },
 }
+
+
+def _neighbourhood(batch: Batch, modality: str) -> Tensor:
+    """SAGE's local structure alignment, of safe captions or safe images."""
+    assert batch.method is not None and batch.method.neighbourhood is not None  # by the settings' validator
+    settings = batch.method.neighbourhood
+    tuned, frozen = (getattr(side, f"safe_{modality}") for side in (batch.tuned, batch.frozen))
+    unsafe = batch.frozen.shared[f"unsafe_direction_{modality}"]
+    return geometry.distortion(tuned, frozen, unsafe, settings.neighbours, settings.shift)
+
+
+def _causal(batch: Batch, modality: str, other: str) -> Tensor:
+    """CET's joint prediction of the other modality's partner, for safe captions or safe images."""
+    assert batch.method is not None and batch.method.causal is not None  # by the settings' validator
+    settings = batch.method.causal
+    tuned, frozen = (getattr(side, f"safe_{modality}") for side in (batch.tuned, batch.frozen))
+    partners = getattr(batch.frozen, f"safe_{other}")
+    return causal.joint_prediction_loss(
+        tuned, frozen, partners, batch.logit_scale, settings.neighbours, settings.similarity, settings.own_share
+    )
+
+
 # Terms of other methods, each by the name of its weight, in a module of its own.
-OPTIONAL: Mapping[str, Term] = {}
+OPTIONAL: Mapping[str, Term] = {
+    "spread_text": Term(lambda batch: geometry.contraction(batch.tuned.safe_text, batch.frozen.safe_text)),
+    "spread_image": Term(
+        lambda batch: geometry.contraction(batch.tuned.safe_image, batch.frozen.safe_image), needs=("safe_image",)
+    ),
+    "neighbourhood_text": Term(lambda batch: _neighbourhood(batch, "text")),
+    "neighbourhood_image": Term(lambda batch: _neighbourhood(batch, "image"), needs=("safe_image",)),
+    "causal_text": Term(lambda batch: _causal(batch, "text", "image"), needs=("safe_image",)),
+    "causal_image": Term(lambda batch: _causal(batch, "image", "text"), needs=("safe_image",)),
+}
 TERMS = tuple(name for name in LossWeights.model_fields if name not in OPTIONAL)

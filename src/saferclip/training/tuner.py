@@ -48,9 +48,10 @@ class Tuner:
         """Take one optimiser step for each batch of rows, yielding the numbers that led to it.
 
         Gradients are those of the mean over the rows of the whole batch that take part in a term, however many
-        micro-batches it is split into, for all terms but the contrastive ones: their negatives are those of the
-        micro-batch.  Terms in which no row takes part have no number.  None of this depends on how many processes
-        share the batch.  ``waiting_for_pixels`` is the share of the step's time in which there were none to work on.
+        micro-batches it is split into, for all terms but those that compare rows with each other (contrasts, spread,
+        neighbourhoods, joint predictions): these are within a micro-batch.  Terms in which no row takes part have no
+        number.  None of this depends on how many processes share the batch.  ``waiting_for_pixels`` is the share of
+        the step's time in which there were none to work on.
         """
         if not len(rows):
             return  # an epoch whose steps were all taken before an interruption
@@ -92,7 +93,7 @@ class Tuner:
         ``shares`` says how many of the batch's rows that take part in a term are in this micro-batch.
         """
         method = self.settings.method
-        terms = losses.terms(embedded, frozen, method.cross_modal, self.logit_scale, tuple(shares))
+        terms = losses.terms(embedded, frozen, method.cross_modal, self.logit_scale, tuple(shares), method)
         loss = losses.contribution(terms, shares, method.weights)
         if loss.requires_grad:  # not where fewer rows than processes leave none for this one
             loss.backward()  # type: ignore[no-untyped-call]
