@@ -71,6 +71,7 @@ class Material:
             "curriculum": "progressive",
             "learning_rate": 1e-2,
             "weights": LossWeights(**dict.fromkeys(TERMS, 1.0)),
+            "margin": None,
             "neighbourhood": None,
             "causal": None,
         }

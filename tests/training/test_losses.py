@@ -115,6 +115,24 @@ def test_safe_inputs_at_their_reference_and_unsafe_ones_at_their_target_cost_not
         assert float(terms[name]) == pytest.approx(0, abs=1e-12)
 
 
+def test_margin_equals_a_plain_loop(tuned: Embeddings, frozen: References) -> None:
+    expected = 0.0
+    for own, target, partner in zip(tuned.unsafe_text, frozen.target_image, tuned.unsafe_image, strict=True):
+        expected += math.log1p(math.exp(9.0 * (float(own @ partner) - float(own @ target) + 0.2))) / 9.0 / BATCH
+    found = losses.margin(tuned.unsafe_text, frozen.target_image, tuned.unsafe_image, 0.2, 9.0)
+    assert float(found) == pytest.approx(expected, rel=1e-9)
+
+
+def test_margin_moves_both_partners_and_leaves_alone_what_is_far_enough(tuned: Embeddings) -> None:
+    own, partner = (rows.clone().requires_grad_() for rows in (tuned.unsafe_text, tuned.unsafe_image))
+    losses.margin(own, tuned.safe_image, partner, 0.2, 9.0).backward()
+    assert own.grad is not None and partner.grad is not None
+    assert own.grad.abs().max() > 1e-3 and partner.grad.abs().max() > 1e-3
+    at_target = tuned.safe_image.clone().requires_grad_()
+    losses.margin(at_target, tuned.safe_image, -tuned.safe_image, 0.2, 20.0).backward()
+    assert at_target.grad is not None and at_target.grad.abs().max() < 1e-12
+
+
 def test_relative_redirection_uses_no_other_row(tuned: Embeddings, frozen: References) -> None:
     """The gradient of one row does not depend on the others; that of the contrast does."""
     gradients = []

@@ -76,6 +76,8 @@ class LossWeights(Settings):
     neighbourhood_image: float | None = Field(None, ge=0, description="the same for safe images")
     causal_text: float | None = Field(None, ge=0, description="CET: joint prediction of a safe caption's image")
     causal_image: float | None = Field(None, ge=0, description="the same of a safe image's caption")
+    similarity_text: float | None = Field(None, ge=0, description="safe captions keep their similarities to images")
+    similarity_image: float | None = Field(None, ge=0, description="safe images keep theirs to captions")
 
     @model_validator(mode="after")
     def _some_weight(self) -> LossWeights:
@@ -104,14 +106,22 @@ class CausalSettings(Settings):
     own_share: float = Field(gt=0, le=1, description="weight of the row's own prediction in the joint one")
 
 
+class MarginSettings(Settings):
+    """By how much an unsafe input is to be nearer to its target than to its unsafe partner."""
+
+    margin: float = Field(ge=0, description="difference of cosines")
+    scale: float = Field(gt=0, description="how soon the loss ends beyond the margin; far below it, its slope is 1")
+
+
 class MethodSettings(Settings):
     """One way of fine-tuning; ``methods`` in the config maps names to these."""
 
     targets: Literal["paired", "nearest"]
-    cross_modal: Literal["infonce", "relative"]
+    cross_modal: Literal["infonce", "relative", "margin"]
     curriculum: Literal["none", "progressive"]
     learning_rate: float = Field(gt=0)
     weights: LossWeights
+    margin: MarginSettings | None = Field(None, description="of cross_modal 'margin'")
     neighbourhood: NeighbourhoodSettings | None = Field(None, description="of the terms neighbourhood_*")
     causal: CausalSettings | None = Field(None, description="of the terms causal_*")
 
@@ -122,6 +132,8 @@ class MethodSettings(Settings):
             weighty = [name for name in names if self.weights.given.get(name, 0) > 0]
             if weighty and getattr(self, section) is None:
                 raise ValueError(f"weights.{weighty[0]} is above 0, so the section '{section}' must be given")
+        if self.cross_modal == "margin" and self.margin is None:
+            raise ValueError("cross_modal is 'margin', so the section 'margin' must be given")
         return self
 
 

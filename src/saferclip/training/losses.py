@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from saferclip.config import LossWeights, MethodSettings
-from saferclip.training import causal, geometry
+from saferclip.training import causal, geometry, similarity
 
-CrossModal = Literal["infonce", "relative"]
+CrossModal = Literal["infonce", "relative", "margin"]
 
 
 class Embeddings(NamedTuple):
@@ -178,6 +178,15 @@ def relative(tuned: Tensor, target: Tensor, unsafe: Tensor) -> Tensor:
     return functional.softplus(cosine(tuned, unsafe) - cosine(tuned, target)).mean()
 
 
+def margin(tuned: Tensor, target: Tensor, unsafe: Tensor, least: float, scale: float) -> Tensor:
+    """Ours: mean_i softplus(scale (cos(tuned_i, unsafe_i) - cos(tuned_i, target_i) + least)) / scale.
+
+    Unlike in ``relative``, ``unsafe`` is the partner under the model being tuned, which moves as well; and an input
+    that is nearer to its target by ``least`` is soon left alone.
+    """
+    return functional.softplus(scale * (cosine(tuned, unsafe) - cosine(tuned, target) + least)).mean() / scale
+
+
 def contrast(tuned: Tensor, partners: Tensor, logit_scale: float) -> Tensor:
     """Symmetric InfoNCE: mean of the cross-entropies of rows and of columns, partners on the diagonal.
 
@@ -230,7 +239,25 @@ REDIRECTION_CROSS: Mapping[CrossModal, Mapping[str, Term]] = {
             needs=("unsafe_image",),
         ),
     },
+    "margin": {
+        "redirection_cross_text": Term(lambda batch: _margin(batch, "text", "image"), ("target_image", "unsafe_image")),
+        "redirection_cross_image": Term(lambda batch: _margin(batch, "image", "text"), ("unsafe_image",)),
+    },
 }
+
+
+def _margin(batch: Batch, modality: str, other: str) -> Tensor:
+    """Redirection of unsafe captions or images away from their partners, as both are under the tuned model."""
+    assert batch.method is not None and batch.method.margin is not None  # by the settings' validator
+    settings = batch.method.margin
+    tuned, partner = (getattr(batch.tuned, f"unsafe_{name}") for name in (modality, other))
+    return margin(tuned, getattr(batch.frozen, f"target_{other}"), partner, settings.margin, settings.scale)
+
+
+def _similarity(batch: Batch, modality: str, other: str) -> Tensor:
+    """What safe captions or safe images make of the batch's safe items of the other modality."""
+    tuned, frozen = (getattr(side, f"safe_{modality}") for side in (batch.tuned, batch.frozen))
+    return similarity.divergence(tuned, frozen, getattr(batch.frozen, f"safe_{other}"), batch.logit_scale)
 
 
 def _neighbourhood(batch: Batch, modality: str) -> Tensor:
@@ -263,5 +290,7 @@ OPTIONAL: Mapping[str, Term] = {
     "neighbourhood_image": Term(lambda batch: _neighbourhood(batch, "image"), needs=("safe_image",)),
     "causal_text": Term(lambda batch: _causal(batch, "text", "image"), needs=("safe_image",)),
     "causal_image": Term(lambda batch: _causal(batch, "image", "text"), needs=("safe_image",)),
+    "similarity_text": Term(lambda batch: _similarity(batch, "text", "image"), needs=("safe_image",)),
+    "similarity_image": Term(lambda batch: _similarity(batch, "image", "text"), needs=("safe_image",)),
 }
 TERMS = tuple(name for name in LossWeights.model_fields if name not in OPTIONAL)
