@@ -4,6 +4,7 @@
 #   snakemake --cores all --configfile config/paper.yaml       another run; outputs go to results/<its name>/
 #   snakemake --cores all base_model_training                  make the delivered base model anew
 #   snakemake --cores all learning_rate_selection              choose learning rates anew
+#   snakemake --cores all edit_selection                       choose settings of edits anew
 #
 # Rules say what a step reads, writes and needs; the step itself is `saferclip <step>`.
 from snakemake.exceptions import WorkflowError
@@ -42,6 +43,7 @@ include: "workflow/rules/base_model.smk"
 include: "workflow/rules/benchmark.smk"
 include: "workflow/rules/mining.smk"
 include: "workflow/rules/training.smk"
+include: "workflow/rules/editing.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/export.smk"
 include: "workflow/rules/generation.smk"

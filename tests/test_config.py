@@ -90,6 +90,7 @@ def test_every_file_is_valid() -> None:
 # What some files are laid over, as Snakemake does with several.
 OVERLAYS = {
     "mini-weights": ("mini",),
+    "mini-peers": ("mini",),
     "generation": ("paper",),
     "nsfw-caps": ("paper",),
     "rehearsal": ("paper", "generation"),
@@ -419,3 +420,80 @@ def test_a_published_models_settings_are_explained(weights: dict[str, str], mess
 def test_a_download_in_a_source_needs_the_section_of_downloads() -> None:
     with pytest.raises(ConfigError, match="vit is to be downloaded, so the section 'downloads' must be given"):
         config.validate(changed(lambda values: values["base_model"].update(source="download:vit")))
+
+
+PROJECTION = {"kind": "projection", "rank": 4, "subspace": "shared"}
+UWM = {
+    "kind": "uwm",
+    "calibration": 8,
+    "text_modules": "a",
+    "image_modules": "b",
+    "text_sparsity": 0.98,
+    "image_sparsity": 0.98,
+    "factor": -1,
+}
+
+
+def edited(*methods: dict[str, Any], **grid: Any) -> Change:
+    """Adds the methods ``edited-0`` and so on, and values to try."""
+
+    def change(values: dict[str, Any]) -> None:
+        values["methods"] |= {f"edited-{place}": method for place, method in enumerate(methods)}
+        if grid:
+            values["selection"]["edits"] = grid
+
+    return change
+
+
+def test_an_edit_is_run_once_and_never_trained() -> None:
+    run = config.validate(changed(edited({"edit": PROJECTION}, {"edit": UWM})))
+    assert run.edited == ["edited-0", "edited-1"]
+    assert run.trained == ["safe-clip", "safer-clip"]
+    assert run.seeds_of("edited-1") == (0,)
+    section = run.section("edit", "edited-0")
+    assert isinstance(section, config.EditSettings)
+    assert section.batch_size == run.mining.batch_size
+    assert config.parse_settings(config.EditSettings, run.settings_of("edit", "edited-1")) == run.edit("edited-1")
+    with pytest.raises(ConfigError, match="'safer-clip' is not an edit"):
+        run.section("edit", "safer-clip")
+    with pytest.raises(ConfigError, match="'edited-0' is not trained"):
+        run.section("training", "edited-0")
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ({"edit": 3}, ".edit: write a section: 'key: value' lines (found: 3)"),
+        ({"edit": {}}, ".edit: kind: choose one of: uwm, projection"),
+        ({"edit": {**UWM, "kind": "uwn"}}, ".edit: kind: choose one of: uwm, projection (found: 'uwn')"),
+        ({"edit": {**UWM, "text_sparsity": 2}}, ".edit.text_sparsity: must be less than or equal to 1 (found: 2)"),
+        ({"edit": {**PROJECTION, "rnk": 3}}, ".edit.rnk: unknown key; did you mean 'rank'?"),
+        (
+            {"edit": PROJECTION, "targets": "paired", "weights": {}},
+            ": holds 'edit' and also targets, weights; a method's weights are computed ('edit' alone), trained "
+            "('targets', 'weights' and so on) or fetched ('weights: {source: ...}'): keep one",
+        ),
+    ],
+)
+def test_an_edits_settings_are_checked_as_those_of_its_kind(method: dict[str, Any], expected: str) -> None:
+    assert message(edited(method)) == f"methods.edited-0{expected}"
+
+
+def test_candidates_of_an_edit_are_all_combinations() -> None:
+    grid = {"edited-0": {"rank": [2, 8], "subspace": ["own", "shared"]}}
+    run = config.validate(changed(edited({"edit": PROJECTION}, {"edit": UWM}, **grid)))
+    found = [(settings.edit.rank, settings.edit.subspace) for settings in run.edit_candidates("edited-0")]
+    assert found == [(2, "own"), (2, "shared"), (8, "own"), (8, "shared")]
+    assert run.edit_candidates("edited-1") == [run.edit("edited-1")]
+
+
+@pytest.mark.parametrize(
+    ("grid", "expected"),
+    [
+        ({"safer-clip": {"rank": [1]}}, "method 'safer-clip' is not an edit"),
+        ({"edited-0": {"rank": [1, "many"]}}, "selection.edits.edited-0.rank: "),
+        ({"edited-0": {"rnk": [1]}}, "selection.edits.edited-0.rnk: "),
+    ],
+)
+def test_values_to_try_are_checked(grid: dict[str, Any], expected: str) -> None:
+    assert expected in message(edited({"edit": PROJECTION}, **grid))

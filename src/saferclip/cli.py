@@ -358,6 +358,42 @@ def learning_rate_selection(runs: tuple[str, ...], output: Path) -> None:
 
 @main.command()
 @_settings
+@_option("--base-model", FOLDER, "model folder")
+@_option("--train", FILE, "training quadruples")
+@_option("--validation", FILE, "validation quadruples")
+@_option("--embeddings", FILE, "frozen embeddings")
+@_output
+@_threads
+def edit(settings: str, **files: Any) -> None:
+    """Compute a safer model's weights from the base model's, without training."""
+    from saferclip.config import EditSettings
+    from saferclip.editing import edit
+
+    edit.edit(_parse(EditSettings, settings), **files)
+
+
+@main.command("edit-selection")
+@click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    required=True,
+    metavar="METHOD/CANDIDATE=JSON",
+    help="a candidate's record.json; repeatable",
+)
+@_output
+def edit_selection(runs: tuple[str, ...], output: Path) -> None:
+    """Choose each edit's settings by its validation score."""
+    from saferclip.editing import selection
+
+    records: dict[str, list[Path]] = {}
+    for name, path in _pairs(runs, "--run").items():
+        records.setdefault(name.rpartition("/")[0], []).append(path)
+    selection.select(records, output)
+
+
+@main.command()
+@_settings
 @click.option("--method", required=True)
 @click.option("--seed", type=int, required=True)
 @_option("--model", FOLDER, "folder of the model to evaluate")

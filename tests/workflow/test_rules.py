@@ -63,10 +63,11 @@ def test_rule_command_log_and_folder_share_a_name(rules: dict[str, dict[str, Any
         command = re.match(r"saferclip ([a-z-]+)", rule["shell"])
         if command:
             called[name] = command[1].replace("-", "_")
-    assert {name for name, command in called.items() if name != command} == {"learning_rate_training"}
+    assert {name for name, command in called.items() if name != command} == {"learning_rate_training", "edit_trial"}
     assert set(rules) - set(called) == {"report", "learning_rates"}
-    for name in called.keys() - {"figure", "table", "base_model_training", "learning_rate_training"}:
-        folder = f"/{name}/" if name != "learning_rate_selection" else "learning_rates.csv"
+    choices = {"learning_rate_selection": "learning_rates.csv", "edit_selection": "edits.csv"}
+    for name in called.keys() - {"figure", "table", "base_model_training", "learning_rate_training", "edit_trial"}:
+        folder = choices.get(name, f"/{name}/")
         assert all(folder in file for file in rules[name]["output"]), name
         assert f"/{name}" in rules[name]["log"][0], name
 
@@ -123,5 +124,5 @@ def test_the_cluster_profile_gives_training_a_gpu(finished: Any) -> None:
 
 def test_the_documentation_names_every_rule(rules: dict[str, dict[str, Any]]) -> None:
     text = (ROOT / "docs/workflow.md").read_text()
-    for name in rules.keys() - {"learning_rate_training", "learning_rates"}:
+    for name in rules.keys() - {"learning_rate_training", "learning_rates", "edit_trial"}:
         assert f"`{name}`" in text or f" {name}`" in text, name

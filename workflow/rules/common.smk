@@ -24,7 +24,8 @@ SPLITS = ("train", "validation", "test")
 ENVIRONMENT = "../../environment.yml"
 
 TRAINED = RUN.trained
-PUBLISHED = [method for method in RUN.methods if RUN.methods[method] and method not in TRAINED]
+EDITED = RUN.edited
+PUBLISHED = [method for method in RUN.methods if RUN.methods[method] and method not in (*TRAINED, *EDITED)]
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 # Where the base model is copied from. A DVC artifact, which the default run fetches but never trains; a folder or a
@@ -36,6 +37,10 @@ CACHE = RUN.downloads.folder if RUN.downloads else "downloads"
 # One training run of the learning rate grid, and the choice made from all: versioned beside the configuration.
 TRIAL = f"{R}/learning_rate_selection/{{method}}/{{rate}}"
 CHOSEN_RATES = f"config/{RUN.name}.learning_rates.csv"
+
+# The same for edits: one combination of the values of selection.edits.
+EDIT_TRIAL = f"{R}/edit_selection/{{method}}/{{candidate}}"
+CHOSEN_EDITS = f"config/{RUN.name}.edits.csv"
 
 # Decoded images, where training does not decode them for itself.
 PIXELS = [f"{R}/embedding/{split}_pixels.safetensors" for split in SPLITS[:2] if RUN.mining.pixels == "file"]
@@ -60,6 +65,7 @@ wildcard_constraints:
     method="|".join(map(re.escape, RUN.methods)),
     seed=r"\d+",
     rate=r"[0-9.e+-]+",
+    candidate=r"\d+",
 
 
 def settings(step):
@@ -172,10 +178,16 @@ def trial_settings(method, rate):
     return json.dumps(values, sort_keys=True)
 
 
+def candidate_settings(method, candidate):
+    """One candidate of an edit's settings, as JSON."""
+    return json.dumps(RUN.edit_candidates(method)[candidate].model_dump(mode="json"), sort_keys=True)
+
+
 def evaluated_model(wildcards):
-    """The model files that an evaluation reads: a fine-tuned model, a published one, or the base model."""
-    if wildcards.method in TRAINED:
-        return model(f"{R}/training/{wildcards.method}/seed-{wildcards.seed}")
+    """The model files that an evaluation reads: a fine-tuned, an edited or a published model, or the base model."""
+    if wildcards.method in (*TRAINED, *EDITED):
+        step = "training" if wildcards.method in TRAINED else "edit"
+        return model(f"{R}/{step}/{wildcards.method}/seed-{wildcards.seed}")
     untuned = RUN.methods[wildcards.method] is None
     return model(f"{R}/base_model" if untuned else f"{R}/published_model/{wildcards.method}")
 

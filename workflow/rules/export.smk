@@ -37,6 +37,6 @@ rule export:
 
 
 rule exports:
-    """Every trained model for other libraries; on request only."""
+    """Every model that the run trains or edits for other libraries; on request only."""
     input:
-        [exported(f"{R}/export", method, seed) for method in TRAINED for seed in RUN.seeds_of(method)],
+        [exported(f"{R}/export", method, seed) for method in (*TRAINED, *EDITED) for seed in RUN.seeds_of(method)],

@@ -48,6 +48,7 @@ from saferclip.config.data import (
     World,
     ZeroShotSource,
 )
+from saferclip.config.editing import EditedModel, EditSettings, ProjectionSettings, UwmSettings
 from saferclip.config.evaluation import (
     CostSettings,
     EvaluationSettings,
@@ -104,6 +105,8 @@ __all__ = [
     "Distinct",
     "Download",
     "DownloadSettings",
+    "EditSettings",
+    "EditedModel",
     "EmbeddedData",
     "EndpointSettings",
     "EvaluationSettings",
@@ -131,6 +134,7 @@ __all__ = [
     "NudeNetSettings",
     "OptimisationSettings",
     "Positive",
+    "ProjectionSettings",
     "PublicSets",
     "PublishedModel",
     "Q16Settings",
@@ -151,6 +155,7 @@ __all__ = [
     "TrainingSettings",
     "UnsafeImageSettings",
     "UnsafeImages",
+    "UwmSettings",
     "VisuColumns",
     "VisuData",
     "VisuText",

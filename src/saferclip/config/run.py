@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from saferclip.config.base import ConfigError, Distinct, Line, RunName, Settings, downloads_of
 from saferclip.config.benchmark import BenchmarkImages, BenchmarkSettings
 from saferclip.config.data import DataSettings, MiniSets, SetSettings, SetsStep, UnsafeImages, VisuText
+from saferclip.config.editing import EditedModel, EditSettings
 from saferclip.config.evaluation import CostSettings, EvaluationSettings, FigureSettings, GenerationSettings
 from saferclip.config.models import BaseModelSettings, BaseModelTrainingSettings, ExportSettings
 from saferclip.config.tools import DownloadSettings
@@ -87,6 +89,11 @@ class Config(Settings):
         for method, seeds in (self.figures.runs or {}).items():
             if method not in self.methods or not set(seeds) <= set(self.seeds_of(method)):
                 yield f"figures.runs names '{method}' with seeds {list(seeds)}, which this run does not have"
+        for method in self.selection.edits or {}:
+            try:
+                self.edit_candidates(method)
+            except ConfigError as error:
+                yield str(error)
 
     def _contradictions_of_sets(self, named: set[str]) -> Iterable[str]:
         """Benchmarks that need test sets which this run does not have or cannot draw."""
@@ -103,11 +110,34 @@ class Config(Settings):
             yield f"evaluation.benchmarks names {missing}, for which test_sets.public names no sets"
 
     def training(self, method: str) -> TrainingSettings:
-        """Settings of one method's training; raises ConfigError for an unknown, untuned or published one."""
+        """Settings of one method's training; raises ConfigError for one that is not trained here."""
         settings = self.methods.get(method)
         if not isinstance(settings, MethodSettings):
             raise ConfigError(f"method '{method}' is not trained; choose one of: {', '.join(self.trained)}")
         return TrainingSettings(optimisation=self.optimisation, method=settings)
+
+    def edit(self, method: str) -> EditSettings:
+        """Settings of one method's edit; raises ConfigError for a method that is none."""
+        settings = self.methods.get(method)
+        if not isinstance(settings, EditedModel):
+            raise ConfigError(f"method '{method}' is not an edit; write 'edit: {{kind: ...}}' for one")
+        return EditSettings(edit=settings.edit, batch_size=self.mining.batch_size)
+
+    def edit_candidates(self, method: str) -> list[EditSettings]:
+        """An edit with each combination of the values in ``selection.edits``, in a stable order; as it is without any.
+
+        Raises ConfigError for a method that is no edit, and for values that its settings cannot have.
+        """
+        settings, grid = self.edit(method), (self.selection.edits or {}).get(method, {})
+        combinations = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+        try:
+            return [
+                EditSettings.model_validate(settings.model_dump() | {"edit": settings.edit.model_dump() | chosen})
+                for chosen in combinations
+            ]
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise ConfigError(f"selection.edits.{method}.{problem['loc'][-1]}: {problem['msg']}") from error
 
     def published(self, method: str) -> BaseModelSettings:
         """Where a published model comes from; raises ConfigError for a method that is none."""
@@ -118,8 +148,13 @@ class Config(Settings):
 
     @property
     def trained(self) -> list[str]:
-        """Methods that this run trains: neither the untuned model nor published ones."""
+        """Methods that this run trains: neither the untuned model nor published or edited ones."""
         return [name for name, settings in self.methods.items() if isinstance(settings, MethodSettings)]
+
+    @property
+    def edited(self) -> list[str]:
+        """Methods whose weights are computed without training."""
+        return [name for name, settings in self.methods.items() if isinstance(settings, EditedModel)]
 
     def figure_settings(self) -> FigureSettings:
         """What figures and tables depend on: their section, with the run's title, methods and seeds filled in."""
@@ -151,6 +186,7 @@ class Config(Settings):
             "embedding": self.mining,
             "mining": self.mining,
             "training": self.training(method) if method and step == "training" else None,
+            "edit": self.edit(method) if method and step == "edit" else None,
             "evaluation": self.evaluation,
             "export": self.export_settings(),
             "text_to_image": self.generation and self.generation.text_to_image,
@@ -163,7 +199,9 @@ class Config(Settings):
         section = sections[step]
         if section is None:
             missing = (
-                "name a method" if step in ("training", "published_model") else f"'{self.name}' has no settings for it"
+                "name a method"
+                if step in ("training", "published_model", "edit")
+                else f"'{self.name}' has no settings for it"
             )
             raise ConfigError(f"step '{step}': {missing}")
         return section

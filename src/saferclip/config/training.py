@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from saferclip.config.base import Distinct, Positive, Settings, Share
+from saferclip.config.base import Distinct, Positive, RunName, Settings, Share, Some
+from saferclip.config.editing import EDITS, EditedModel
 from saferclip.config.models import BaseModelSettings
 
 
@@ -144,11 +145,18 @@ class PublishedModel(Settings):
 
 
 # Stand in the places of errors, never in a configuration.
-KINDS_OF_METHOD: dict[str, type[Settings]] = {"(trained)": MethodSettings, "(published)": PublishedModel}
+KINDS_OF_METHOD: dict[str, type[Settings]] = {
+    "(trained)": MethodSettings,
+    "(published)": PublishedModel,
+    "(edited)": EditedModel,
+    **{f"({kind})": section for kind, section in EDITS.items()},
+}
 
 
 def _kind_of_method(value: Any) -> str:
-    """Which of the two a method is meant to be: losses have weights, and so have models, but these have a source."""
+    """Which kind a method is meant to be: losses have weights, and so have models, but these have a source."""
+    if isinstance(value, EditedModel) or (isinstance(value, dict) and "edit" in value):
+        return "(edited)"
     weights = value.get("weights") if isinstance(value, dict) else getattr(value, "weights", None)
     published = "source" in weights if isinstance(weights, dict) else isinstance(weights, BaseModelSettings)
     return "(published)" if published else "(trained)"
@@ -157,7 +165,9 @@ def _kind_of_method(value: Any) -> str:
 # DESIGN: `clip: {}` reads as "CLIP, with nothing done to it".
 Method = Annotated[
     Annotated[
-        Annotated[MethodSettings, Tag("(trained)")] | Annotated[PublishedModel, Tag("(published)")],
+        Annotated[MethodSettings, Tag("(trained)")]
+        | Annotated[PublishedModel, Tag("(published)")]
+        | Annotated[EditedModel, Tag("(edited)")],
         Discriminator(_kind_of_method),
     ]
     | None,
@@ -173,7 +183,10 @@ class TrainingSettings(Settings):
 
 
 class SelectionSettings(Settings):
-    """The one rule by which learning rates are chosen, the same for every method."""
+    """The one rule by which learning rates, and the settings of edits, are chosen: the same for every method."""
 
     learning_rates: Distinct[Annotated[float, Field(gt=0)]]
     seed: int
+    edits: dict[RunName, dict[str, Some[int | float | str]]] | None = Field(
+        None, description="values to try of an edit's settings, by method and setting, in all combinations"
+    )
