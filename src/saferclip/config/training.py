@@ -114,6 +114,25 @@ class MarginSettings(Settings):
     scale: float = Field(gt=0, description="how soon the loss ends beyond the margin; far below it, its slope is 1")
 
 
+class MaskSettings(Settings):
+    """Regularized mask tuning (R-AMT): weights are switched off instead of adapted."""
+
+    kind: Literal["mask"]
+    target_modules: str = Field(description="regular expression over open_clip module names; both encoders")
+    initial: float = Field(description="score that every weight begins with")
+    threshold: float = Field(description="a weight is kept while its score is above")
+    penalty: float = Field(ge=0, description="factor of the norm of each weight's scores, which is added to the loss")
+    gradient_dropout: Share = Field(
+        description="by how much gradients that contradict general knowledge are reduced, where chance says so"
+    )
+
+    @model_validator(mode="after")
+    def _all_kept_at_first(self) -> MaskSettings:
+        if self.initial <= self.threshold:
+            raise ValueError("'initial' must be above 'threshold', so that training begins with the untuned model")
+        return self
+
+
 class MethodSettings(Settings):
     """One way of fine-tuning; ``methods`` in the config maps names to these."""
 
@@ -136,6 +155,7 @@ class MethodSettings(Settings):
         if self.cross_modal == "margin" and self.margin is None:
             raise ValueError("cross_modal is 'margin', so the section 'margin' must be given")
         return self
+    tuner: MaskSettings | None = Field(None, description="what is trained; default: adapters, by optimisation.lora")
 
 
 class PublishedModel(Settings):

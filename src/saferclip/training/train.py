@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from saferclip import adapters, io, models, signals, similarity
+from saferclip import io, models, signals, similarity, tuners
 from saferclip.config import ConfigError, TrainingSettings
 from saferclip.mining.embedding import pixels_file
 from saferclip.provenance import digest, file_digest, provenance
@@ -67,7 +67,7 @@ def train(
 ) -> None:
     """Tune the base model by one method with one seed, and write the folder ``output``.
 
-    It holds ``adapter/`` (PEFT's format), the merged model (open_clip's ``local-dir:`` format),
+    It holds ``adapter/`` (PEFT's format, or masks), the merged model (open_clip's ``local-dir:`` format),
     ``steps.csv``, ``epochs.csv`` and ``record.json``.  ``state`` keeps the last step that was saved while
     the run goes on: called again with the same settings and inputs, the run ends as an unbroken one does.
     Where torchrun has started several processes, they share each batch, and the first one writes.
@@ -125,12 +125,12 @@ def _read(
     stored: Mapping[str, Stored],
     group: Processes,
 ) -> Material:
-    """Load the model, put fresh adapters on it, and read all tables."""
+    """Load the model, put fresh adapters or masks on it, and read all tables."""
     device = models.default_device()
     _warn_of_slow_precision(device, settings.optimisation.precision)
     _be_deterministic(device, seed)
     clip = models.load(base_model, device)
-    tuner = Tuner(clip, adapters.attach(clip, settings.optimisation.lora), settings, group)
+    tuner = Tuner(clip, tuners.attach(clip, settings), settings, group)
     group.align(tuner.weights.values(), seed)
     quadruples, held_out = (
         inputs.read_split(files[split], clip, stored.get(split), group.count) for split in ("train", "validation")
@@ -248,8 +248,8 @@ def _write(
         "provenance": provenance(identity["settings"], identity["seed"]),
     }
     with io.atomic_path(output) as folder:
-        adapters.save(tuner.tuned, folder / "adapter")
-        models.save(folder, adapters.merge(tuner.tuned), tuner.clip.architecture)
+        tuner.kind.save(tuner.tuned, folder / "adapter")
+        models.save(folder, tuner.kind.merge(tuner.tuned), tuner.clip.architecture)
         io.write_csv(folder / "steps.csv", progress.steps)
         io.write_csv(folder / "epochs.csv", progress.epochs)
         io.write_json(folder / "record.json", record)

@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from saferclip import adapters, models
+from saferclip import models, tuners
 from saferclip.config import TrainingSettings
 from saferclip.mining.embedding import spread
 from saferclip.mining.pixels import split_preprocess
 from saferclip.models import Clip
 from saferclip.training import losses
+from saferclip.training.gradient_dropout import GradientDropout, divergence
 from saferclip.training.inputs import Split
 from saferclip.training.losses import Embeddings, References
 from saferclip.training.processes import Processes
@@ -29,18 +29,21 @@ class Tuner:
     """The model being tuned and its optimiser, in one process or in each of several."""
 
     def __init__(
-        self, clip: Clip, tuned: PeftModel, settings: TrainingSettings, processes: Processes | None = None
+        self, clip: Clip, tuned: nn.Module, settings: TrainingSettings, processes: Processes | None = None
     ) -> None:
         self.clip = clip
         self.tuned = tuned
         self.settings = settings
         self.processes = processes or Processes()
         self.device = next(tuned.parameters()).device
-        self.weights = adapters.weights(tuned)
+        self.kind = tuners.kind_of(settings)
+        self.weights = self.kind.weights(tuned)
         scale = settings.optimisation.logit_scale
         self.logit_scale = scale if isinstance(scale, float) else clip.model.get_parameter("logit_scale").exp().item()
         self.optimiser = torch.optim.Adam(self.weights.values(), lr=settings.method.learning_rate, fused=True)
         _, self.normalise = split_preprocess(clip.preprocess)
+        mask = settings.method.tuner
+        self.regularity = GradientDropout(self.weights.values(), mask) if mask else None
 
     def steps(
         self, rows: Tensor, quadruples: Split, frozen: References, description: str
@@ -61,7 +64,7 @@ class Tuner:
         pixels = quadruples.pictures.batches([self.processes.share(part) for parts in batches for part in parts])
         names = losses.active(method.weights)
         taking_part = frozen.taking_part(method.cross_modal, names)
-        adapters.set_training_mode(self.tuned)
+        self.kind.set_training_mode(self.tuned)
         # disable=None: tqdm is silent where the output is not a terminal.
         for parts in tqdm(batches, desc=description, disable=None if self.processes.first else True):
             start, waited = time.perf_counter(), 0.0
@@ -69,6 +72,8 @@ class Tuner:
             sums = torch.zeros(len(names) + 1, device=self.device)
             used = counts(taking_part, torch.cat(parts))
             self.optimiser.zero_grad()
+            if self.regularity:
+                self.regularity.start()
             for part in parts:
                 asked = time.perf_counter()
                 images = next(pixels)
@@ -78,6 +83,8 @@ class Tuner:
                 shares = {name: own[name] / used[name] if used[name] else 0.0 for name in own}
                 sums += self._backward(embedded, references, shares)
             self.processes.sum_gradients(self.weights.values())
+            if self.regularity:
+                self.regularity.apply(self.processes)
             norm = nn.utils.clip_grad_norm_(self.weights.values(), optimisation.max_gradient_norm)
             numbers = dict(zip(("loss", *names), sums.tolist(), strict=True))
             numbers = {name: number for name, number in numbers.items() if used.get(name, count)}
@@ -95,6 +102,10 @@ class Tuner:
         method = self.settings.method
         terms = losses.terms(embedded, frozen, method.cross_modal, self.logit_scale, tuple(shares), method)
         loss = losses.contribution(terms, shares, method.weights)
+        if self.regularity:
+            # Of all safe pairs of the batch, those of this micro-batch.
+            share = shares["preservation_cross_text"]
+            self.regularity.add(share * divergence(embedded, frozen, self.logit_scale))
         if loss.requires_grad:  # not where fewer rows than processes leave none for this one
             loss.backward()  # type: ignore[no-untyped-call]
         return torch.stack([loss, *(shares[name] * term for name, term in terms.items())]).detach()
