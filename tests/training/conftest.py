@@ -71,13 +71,10 @@ class Material:
             "curriculum": "progressive",
             "learning_rate": 1e-2,
             "weights": LossWeights(**dict.fromkeys(TERMS, 1.0)),
-<<<<<<< HEAD
             "margin": None,
             "neighbourhood": None,
             "causal": None,
-=======
             "tuner": None,
->>>>>>> 3cad46e (Mask tuning: binary masks over weights in place of adapters, in the same loop, with R-AMT's gradient dropout)
         }
         for name, value in changes.items():
             section = optimisation if name in optimisation else method

@@ -141,6 +141,7 @@ class MethodSettings(Settings):
     curriculum: Literal["none", "progressive"]
     learning_rate: float = Field(gt=0)
     weights: LossWeights
+    tuner: MaskSettings | None = Field(None, description="what is trained; default: adapters, by optimisation.lora")
     margin: MarginSettings | None = Field(None, description="of cross_modal 'margin'")
     neighbourhood: NeighbourhoodSettings | None = Field(None, description="of the terms neighbourhood_*")
     causal: CausalSettings | None = Field(None, description="of the terms causal_*")
@@ -155,7 +156,6 @@ class MethodSettings(Settings):
         if self.cross_modal == "margin" and self.margin is None:
             raise ValueError("cross_modal is 'margin', so the section 'margin' must be given")
         return self
-    tuner: MaskSettings | None = Field(None, description="what is trained; default: adapters, by optimisation.lora")
 
 
 class PublishedModel(Settings):
