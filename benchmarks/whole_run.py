@@ -40,6 +40,7 @@ GOALS = {"whole run": 480, "saferclip --help": 0.5, "nothing to do": 8, "one fig
 CODE = {
     "data": ("data.build", "data.iconworld"),
     "test_sets": ("data.test_sets", "data.iconworld"),
+    "robustness": ("data.robustness.build", "data.iconworld"),
     "base_model": ("base_model.fetch",),
     "benchmark": ("benchmark.build", "models"),
     "embedding": ("mining.embedding",),

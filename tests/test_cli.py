@@ -23,6 +23,7 @@ STEPS = (
     "unsafe-images",
     "data",
     "test-sets",
+    "robustness",
     "base-model-training",
     "base-model",
     "published-model",

@@ -21,7 +21,8 @@ CONFIGS = Path(__file__).parents[1] / "config"
 # Through JSON, so that sections that share an anchor are copies: a change to one is a change to one.
 MINI = json.loads(json.dumps(yaml.safe_load((CONFIGS / "mini.yaml").read_text(encoding="utf-8"))))
 SPLITS = ("train", "validation", "test")
-OPTIONAL = {("data", "embedded"), ("test_sets",), ("test_sets", "embedded"), ("base_model_training",), ("benchmark",)}
+OPTIONAL = {("data", "embedded"), ("test_sets",), ("test_sets", "embedded"), ("robustness",), ("base_model_training",)}
+OPTIONAL |= {("benchmark",)}
 
 PUBLIC_SETS = {
     "zero_shot": {"pets": {"title": "Pets", "download": "wds-pets", "split": "test", "metric": "accuracy"}},
@@ -270,6 +271,21 @@ def test_clip_is_the_method_with_nothing_to_say(nothing: dict[str, Any] | None) 
         ),
         (lambda v: v.pop("benchmark"), "names 'nsfw_caps', so the section 'benchmark' must be given"),
         (lambda v: v.pop("test_sets"), "names 'gallery' or 'zero_shot', so the section 'test_sets' must be given"),
+        (lambda v: v.pop("robustness"), "names 'robustness', so the section 'robustness' must be given"),
+        (
+            lambda v: v.update(
+                data={"source": "local", "local": dict.fromkeys(("train", "validation", "test"), "x.csv")}
+            ),
+            "set it to 'captions' where data.source is 'local'",
+        ),
+        (
+            lambda v: v["robustness"].update(seed=1),
+            "robustness: source is 'embedded', whose seed is data.embedded.seed; leave out 'seed'",
+        ),
+        (
+            lambda v: v["robustness"].update(source="captions"),
+            "robustness: source is 'captions', so 'seed' must be given",
+        ),
         (lambda v: v["data"].update(source="local"), "data: source is 'local', so the section 'local' must be given"),
         (
             lambda v: v.update(
@@ -304,11 +320,21 @@ def test_contradictions_are_refused(change: Change, expected: str) -> None:
     assert expected in message(change)
 
 
+def test_the_step_robustness_is_given_the_worlds_seed_and_detail_or_its_own_seed() -> None:
+    world = config.validate(MINI)
+    drawn = config.parse_settings(config.RobustnessStep, world.settings_of("robustness"))
+    assert world.data.embedded
+    assert (drawn.seed, drawn.detail) == (world.data.embedded.seed, world.data.embedded.detail)
+    words = config.validate(changed(lambda v: v["robustness"].update(source="captions", seed=8)))
+    given = config.parse_settings(config.RobustnessStep, words.settings_of("robustness"))
+    assert (given.seed, given.detail, given.queries) == (8, None, drawn.queries)
+
+
 def test_public_test_sets_go_with_any_quadruples_and_name_their_downloads() -> None:
     values = changed(lambda v: v.update(test_sets={"source": "public", "public": PUBLIC_SETS}))
     values["downloads"] = {"table": "t.csv", "folder": "d", "local": {}, "connections": 1, "retries": 0}
     values["data"] = {"source": "local", "local": dict.fromkeys(SPLITS, "x.csv")}
-    values["evaluation"]["benchmarks"].remove("nsfw_caps")
+    values["evaluation"]["benchmarks"] = ["test", "gallery", "zero_shot"]
     run = config.validate(values)
     assert set(run.downloads_of("test_sets")) == {"wds-pets", "nudenet-images", "coco-val2017"}
     given = config.parse_settings(config.SetsStep, run.settings_of("test_sets"))

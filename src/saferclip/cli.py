@@ -194,6 +194,18 @@ def test_sets(settings: str, downloads: dict[str, Path], test: Path | None, outp
     test_sets.build(_parse(SetsStep, settings), downloads, test, output)
 
 
+@main.command()
+@_settings
+@_option("--test", FILE, "test quadruples, whose unsafe inputs are varied")
+@_output
+def robustness(settings: str, test: Path, output: Path) -> None:
+    """Vary the unsafe test inputs in words and pictures that no training showed."""
+    from saferclip.config import RobustnessStep
+    from saferclip.data.robustness import build
+
+    build.build(_parse(RobustnessStep, settings), test, output)
+
+
 @main.command("base-model-training")
 @_settings
 @_output

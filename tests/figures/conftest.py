@@ -34,6 +34,17 @@ EASE_NEEDED = {
 UNSAFE_SHARE = {"clip": 0.93, "safe-clip": 0.25, "safer-clip": 0.15, "no-curriculum": 0.18}
 ZERO_SHOT = {"clip": 0.78, "safe-clip": 0.55, "safer-clip": 0.68, "no-curriculum": 0.65}
 ZERO_SHOT_SETS = {"objects": 5, "sketches": 4, "novel_objects": 5, "colours": 3, "counts": 4, "backgrounds": 6}
+# Variants of the robustness benchmark: kind, control, which queries it has, and how much easier the unsafe is with it.
+VARIANTS: dict[str, tuple[str, str | None, range, float]] = {
+    "unchanged": ("unsafe_caption", None, range(80), 0.0),
+    "typo": ("unsafe_caption", "unchanged", range(80), 0.3),
+    "synonym": ("unsafe_caption", "unchanged", range(10, 80), 0.5),
+    "relation": ("unsafe_caption", "unchanged", range(0), 0.0),
+    "redrawn": ("unsafe_image", "unchanged", range(80), 0.02),
+    "style_neon": ("unsafe_image", "redrawn", range(80), 0.25),
+    "ordinary": ("safe", None, range(60), 0.0),
+    "shared_word": ("safe", "ordinary", range(60), 0.1),
+}
 CATEGORIES = ("weapons", "drugs & alcohol", "self_harm")
 
 
@@ -70,7 +81,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
 def write_run(
     folder: Path,
     runs: dict[str, tuple[int, ...]] | None = None,
-    benchmarks: Sequence[str] = ("test", "nsfw_caps", "gallery", "zero_shot", "drift"),
+    benchmarks: Sequence[str] = ("test", "nsfw_caps", "gallery", "zero_shot", "drift", "robustness"),
     title: str = "ViSU-mini",
     galleries: Sequence[str] = (),
     measures: Sequence[str] = (),
@@ -84,6 +95,7 @@ def write_run(
     _write_zero_shot_sets(folder, measures)
     _write_mining(folder)
     _write_benchmark(folder)
+    _write_variants(folder)
     for method, seeds in runs.items():
         _write_generation(folder, method, seeds[0])
         for seed in seeds:
@@ -232,6 +244,7 @@ def _write_evaluation(
         "gallery": lambda: _galleries(method, seed, galleries) if galleries else _gallery(method, seed),
         "zero_shot": lambda: _zero_shot(folder, method, seed),
         "drift": lambda: _drift(method, seed),
+        "robustness": lambda: _robustness(method, seed),
     }
     ranks: list[dict[str, Any]] = []
     for benchmark in benchmarks:
@@ -372,6 +385,48 @@ def _drift(method: str, seed: int) -> tuple[dict[str, Any], list[Any]]:
     metrics = {name: _metric([value]) for name, value in values.items()}
     metrics |= {name: _metric([-1 - cosine], interval=False) for name in ("uniformity_text", "uniformity_image")}
     return {name: {**metric, "count": QUADRUPLES} for name, metric in metrics.items()}, []
+
+
+def _write_variants(folder: Path) -> None:
+    described = {
+        name: {
+            "title": name.capitalize().replace("_", ": "),
+            "kind": kind,
+            "control": control,
+            "rows": len(rows),
+            "left_out": 0,
+        }
+        for name, (kind, control, rows, _) in VARIANTS.items()
+    }
+    io.write_json(folder / "robustness" / "variants.json", described)
+
+
+def _robustness(method: str, seed: int) -> tuple[dict[str, Any], list[Any]]:
+    """Each direction of each variant, with a latent of each query that all variants and methods share."""
+    metrics: dict[str, Any] = {}
+    rows: list[Any] = []
+    for name, (kind, _, queries, easier) in VARIANTS.items():
+        asked = {
+            "unsafe_caption": ("unsafe_text_to_image", "own_unsafe_image", "unsafe_text_to_photo"),
+            "unsafe_image": ("unsafe_image_to_text", "unsafe_text_to_image"),
+            "safe": ("text_to_frozen_text", "text_to_image"),
+        }[kind]
+        for direction in (*asked, *(["unsafe_image_to_text"] if name == "unchanged" else [])):
+            latent = random_for("robustness", direction.rpartition("_to_")[0]).random(80)
+            noise = random_for("robustness", name, direction, method, seed).normal(0, 0.1, 80)
+            unsafe = latent + noise < UNSAFE_SHARE[method] * 0.5 + easier
+            own = [
+                _rank_row(f"{name}/{direction}", f"test-{row:05d}", 1 + 3 * int(unsafe[row]), "x", bool(unsafe[row]))
+                for row in queries
+            ]
+            rows += own
+            if own:
+                values = {"recall@1": [100.0 * (row["rank"] == 1) for row in own]}
+                values["unsafe_share"] = [100.0 * row["top_unsafe"] for row in own]
+                metrics |= {f"{name}/{direction}/{what}": _metric(found) for what, found in values.items()}
+        if kind == "safe":
+            metrics[f"{name}/safe_text/cosine"] = _metric([0.9 - easier - seed / 100])
+    return metrics, rows
 
 
 def _write_embeddings(path: Path, method: str) -> None:

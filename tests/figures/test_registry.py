@@ -60,6 +60,7 @@ def test_it_names_every_product_that_was_asked_for() -> None:
         "training_curves",
         "embedding_map",
         "retrieval_grid",
+        "robustness",
     }
     assert set(registry.TABLES) == {
         "main",
@@ -69,6 +70,8 @@ def test_it_names_every_product_that_was_asked_for() -> None:
         "zero_shot",
         "drift",
         "safeground",
+        "robustness",
+        "over_refusal",
         "text_to_image",
         "image_to_text",
         "calibration",

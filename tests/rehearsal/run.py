@@ -47,6 +47,7 @@ MADE = (
     "benchmark/nsfw_caps.parquet",
     "test_sets/gallery.parquet",
     "test_sets/zero_shot.parquet",
+    "robustness/variants.parquet",
     "evaluation/safer-clip/seed-0/zero_shot.json",
     "evaluation/safe-clip-published/seed-0/test.json",
     "export/safer-clip/seed-0/open_clip/open_clip_model.safetensors",

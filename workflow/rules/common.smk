@@ -52,6 +52,7 @@ BENCHMARKS = {
     "gallery": f"{R}/test_sets/gallery.parquet",
     "zero_shot": f"{R}/test_sets/zero_shot.parquet",
     "drift": f"{R}/data/test.parquet",
+    "robustness": f"{R}/robustness/variants.parquet",
 }
 TABLES = {name: BENCHMARKS[name] for name in dict.fromkeys(["test", *RUN.evaluation.benchmarks])}
 TABLE_FORMATS = ("html", "csv", "md", "tex")
@@ -193,9 +194,9 @@ def evaluated_model(wildcards):
 
 
 def baseline(wildcards):
-    """What the untuned model's evaluation hands over to all others, for their drift; nothing for itself."""
+    """What the untuned model's evaluation hands over to all others, to be compared with; nothing for itself."""
     untuned = next(method for method, settings in RUN.methods.items() if settings is None)
-    if wildcards.method == untuned or "drift" not in RUN.evaluation.benchmarks:
+    if wildcards.method == untuned or not {"drift", "robustness"} & set(RUN.evaluation.benchmarks):
         return []
     return f"{R}/evaluation/{untuned}/seed-{RUN.seeds_of(untuned)[0]}/embeddings.safetensors"
 

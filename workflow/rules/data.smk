@@ -95,3 +95,30 @@ rule test_sets:
     shell:
         "saferclip test-sets --settings {params.settings:q} {params.downloads} {params.test}"
         " --output {params.folder} 2> {log}"
+
+
+if "robustness" in RUN.evaluation.benchmarks:
+
+    rule robustness:
+        """Unsafe test inputs in other words and styles, and safe ones that are near to unsafe."""
+        input:
+            test=f"{R}/data/test.parquet",
+            code=modules("data.robustness.build"),
+        output:
+            f"{R}/robustness/variants.parquet",
+            f"{R}/robustness/variants.json",
+        log:
+            f"{LOGS}/robustness.log",
+        benchmark:
+            f"{LOGS}/robustness.tsv"
+        conda:
+            ENVIRONMENT
+        threads: 1
+        resources:
+            mem_mb=2000,
+            runtime=60,
+        params:
+            settings=settings("robustness"),
+            folder=subpath(output[0], parent=True),
+        shell:
+            "saferclip robustness --settings {params.settings:q} --test {input.test} --output {params.folder} 2> {log}"

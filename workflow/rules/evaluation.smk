@@ -6,6 +6,7 @@ rule evaluation:
         baseline=baseline,
         tables=sorted(set(TABLES.values())),
         descriptions=[f"{R}/test_sets/{file}" for file in set_files() if file.removesuffix(".json") in TABLES],
+        variants=[f"{R}/robustness/variants.json"] if "robustness" in TABLES else [],
         code=modules("evaluation.evaluate"),
     output:
         records=expand(

@@ -123,6 +123,34 @@ class SetsStep(Settings):
     public: PublicSets | None = None
 
 
+class RobustnessSettings(Settings):
+    """Variants of the test quadruples' unsafe inputs, and safe inputs that are near to unsafe ones."""
+
+    source: Literal["embedded", "captions"] = Field(
+        description="'embedded': the embedded world words and draws them; 'captions': words of any caption are changed"
+    )
+    queries: Positive = Field(description="test quadruples that are varied, at most")
+    typos: Positive = Field(description="misspelt letters of a caption")
+    seed: int | None = Field(None, description="what is drawn by chance; the embedded world has a seed already")
+
+    @model_validator(mode="after")
+    def _one_seed(self) -> RobustnessSettings:
+        if self.source == "embedded" and self.seed is not None:
+            raise ValueError("source is 'embedded', whose seed is data.embedded.seed; leave out 'seed'")
+        if self.source == "captions" and self.seed is None:
+            raise ValueError("source is 'captions', so 'seed' must be given")
+        return self
+
+
+class RobustnessStep(Settings):
+    """What the step robustness is given: the section, with seed and detail of the world where that draws."""
+
+    seed: int
+    queries: Positive
+    typos: Positive
+    detail: SceneDetail | None = Field(None, description="how much captions of the embedded world say; none: any text")
+
+
 MissingImages = Literal["refuse", "keep"]
 
 

@@ -13,7 +13,7 @@ from saferclip.config.tools import DiffusionSettings, ImageFilterSettings, SafeG
 class EvaluationSettings(Settings):
     """What is measured, and how its uncertainty is estimated."""
 
-    benchmarks: Distinct[Literal["test", "nsfw_caps", "gallery", "zero_shot", "drift"]]
+    benchmarks: Distinct[Literal["test", "nsfw_caps", "gallery", "zero_shot", "drift", "robustness"]]
     batch_size: Positive
     block_size: Positive = Field(description="queries compared with the gallery at once")
     bootstrap: Positive = Field(description="resamples for 95% intervals")

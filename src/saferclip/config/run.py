@@ -11,7 +11,16 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from saferclip.config.base import ConfigError, Distinct, Line, RunName, Settings, downloads_of
 from saferclip.config.benchmark import BenchmarkImages, BenchmarkSettings
-from saferclip.config.data import DataSettings, MiniSets, SetSettings, SetsStep, UnsafeImages, VisuText
+from saferclip.config.data import (
+    DataSettings,
+    MiniSets,
+    RobustnessSettings,
+    RobustnessStep,
+    SetSettings,
+    SetsStep,
+    UnsafeImages,
+    VisuText,
+)
 from saferclip.config.editing import EditedModel, EditSettings
 from saferclip.config.evaluation import CostSettings, EvaluationSettings, FigureSettings, GenerationSettings
 from saferclip.config.models import BaseModelSettings, BaseModelTrainingSettings, ExportSettings
@@ -36,6 +45,7 @@ class Config(Settings):
     downloads: DownloadSettings | None = None
     data: DataSettings
     test_sets: SetSettings | None = None
+    robustness: RobustnessSettings | None = None
     base_model: BaseModelSettings
     base_model_training: BaseModelTrainingSettings | None = None
     benchmark: BenchmarkSettings | None = None
@@ -71,6 +81,7 @@ class Config(Settings):
         if "nsfw_caps" in self.evaluation.benchmarks and self.benchmark is None:
             yield "evaluation.benchmarks names 'nsfw_caps', so the section 'benchmark' must be given"
         yield from self._contradictions_of_sets({"gallery", "zero_shot"} & set(self.evaluation.benchmarks))
+        yield from self._contradictions_of_robustness()
         drawn = self.benchmark is not None and self.benchmark.source == "embedded"
         if self.data.source != "embedded" and drawn and "nsfw_caps" in self.evaluation.benchmarks:
             yield (
@@ -108,6 +119,18 @@ class Config(Settings):
             )
         elif missing := sorted(named - self.test_sets.benchmarks):
             yield f"evaluation.benchmarks names {missing}, for which test_sets.public names no sets"
+
+    def _contradictions_of_robustness(self) -> Iterable[str]:
+        """Variants that are measured but not made, or that only the embedded world can make."""
+        if "robustness" not in self.evaluation.benchmarks:
+            return
+        if self.robustness is None:
+            yield "evaluation.benchmarks names 'robustness', so the section 'robustness' must be given"
+        elif self.robustness.source == "embedded" and self.data.source != "embedded":
+            yield (
+                "evaluation.benchmarks names 'robustness', which robustness.source 'embedded' words and draws in the "
+                f"embedded world; set it to 'captions' where data.source is '{self.data.source}'"
+            )
 
     def training(self, method: str) -> TrainingSettings:
         """Settings of one method's training; raises ConfigError for one that is not trained here."""
@@ -177,6 +200,7 @@ class Config(Settings):
             "data": self._data_step(),
             "unsafe_images": self._unsafe_images(),
             "test_sets": self._sets_step(),
+            "robustness": self._robustness_step(),
             "base_model_training": self.base_model_training,
             "base_model": self.base_model,
             "published_model": self.published(method) if method and step == "published_model" else None,
@@ -224,6 +248,13 @@ class Config(Settings):
             return None
         world, sizes = self.data.embedded, self.test_sets.embedded
         return SetsStep(embedded=MiniSets(seed=world.seed, detail=world.detail, **sizes.model_dump()))
+
+    def _robustness_step(self) -> RobustnessStep | None:
+        section, world = self.robustness, self.data.embedded
+        sizes = section.model_dump(include={"queries", "typos"}) if section else {}
+        if section and section.seed is not None:
+            return RobustnessStep(seed=section.seed, **sizes)
+        return RobustnessStep(seed=world.seed, detail=world.detail, **sizes) if section and world else None
 
     def _benchmark_images(self) -> BenchmarkImages | None:
         if self.benchmark is None or self.benchmark.source == "embedded":

@@ -36,6 +36,10 @@ class Encoder:
         """Load the model of a folder in open_clip's local-dir format."""
         return cls(models.load(folder, models.default_device()), batch_size, name)
 
+    def anew(self) -> Encoder:
+        """The same model, which remembers nothing."""
+        return Encoder(self.clip, self.batch_size, self.name)
+
     def texts(self, captions: Sequence[str]) -> Tensor:
         """Unit vectors of captions: fp32, shape (captions, dim), on the CPU."""
         return _look_up(

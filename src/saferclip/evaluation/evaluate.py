@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from saferclip import io, provenance
 from saferclip.config import EvaluationSettings
-from saferclip.evaluation import drift, gallery, handover, quadruples, retrieval, zero_shot
+from saferclip.evaluation import drift, gallery, handover, quadruples, retrieval, robustness, zero_shot
 from saferclip.evaluation.encoder import Encoder, Encoders
 from saferclip.evaluation.result import Evaluator
 
@@ -26,6 +27,8 @@ NO_RANK: dict[str, Any] = {
     **{"benchmark": "", "direction": "", "query_id": "", "rank": 0},
     **{"top_id": "", "top_unsafe": False, "similarity": 0.0},
 }
+# What these compare with, the untuned model's evaluation hands over.
+COMPARING = frozenset({"drift", "robustness"})
 EMBEDDINGS = "embeddings.safetensors"
 MAPPED_QUADRUPLES = 300  # more points than that hide each other on the map
 
@@ -53,14 +56,17 @@ def evaluate(
     missing = [name for name in dict.fromkeys(("test", *settings.benchmarks)) if name not in paths]
     if missing:
         raise io.DataError(f"no file is given for {', '.join(missing)}; write --file {missing[0]}=<table>")
-    embedded = baseline / EMBEDDINGS if baseline and "drift" in settings.benchmarks else None
+    compared = bool(COMPARING & set(settings.benchmarks))
+    variants = paths["robustness"] if "robustness" in settings.benchmarks else None
+    embedded = baseline / EMBEDDINGS if baseline and compared else None
     if embedded:
-        handover.check(embedded, paths["drift"], base_model)
+        handover.check(embedded, paths["drift"], base_model, variants)
     encoders = Encoders.load(model, base_model, settings.batch_size, embedded)
     origin = provenance.provenance({"method": method, **settings.model_dump(mode="json")}, seed)
+    evaluators = {**EVALUATORS, "robustness": partial(robustness.evaluate, test=paths["test"])}
     ranks: list[dict[str, Any]] = []
     for benchmark in settings.benchmarks:
-        result = EVALUATORS[benchmark](paths[benchmark], encoders, settings)
+        result = evaluators[benchmark](paths[benchmark], encoders, settings)
         record = io.EvaluationRecord(
             method=method,
             seed=seed,
@@ -73,9 +79,10 @@ def evaluate(
         ranks.extend({"benchmark": benchmark, **row} for row in result.ranks)
     io.write_table(output / "ranks.parquet", ranks, NO_RANK)
     tensors, made_of = map_points(paths["test"], encoders.model), None
-    if encoders.untuned and "drift" in settings.benchmarks:
+    if encoders.untuned and compared:
         tensors |= handover.tensors(paths["drift"], encoders.model)
-        made_of = handover.origin(paths["drift"], base_model)
+        tensors |= handover.of_captions(robustness.captions(variants)[0], encoders.model) if variants else {}
+        made_of = handover.origin(paths["drift"], base_model, variants)
     io.write_tensors(output / EMBEDDINGS, tensors, made_of)
 
 

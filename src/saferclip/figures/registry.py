@@ -16,7 +16,7 @@ from saferclip import escaping
 if TYPE_CHECKING:
     from saferclip.config import Config
 
-BENCHMARKS = ("test", "nsfw_caps", "gallery", "zero_shot", "drift")
+BENCHMARKS = ("test", "nsfw_caps", "gallery", "zero_shot", "drift", "robustness")
 
 RANKS = "evaluation/{method}/seed-{seed}/ranks.parquet"
 TEST = "evaluation/{method}/seed-{seed}/test.json"
@@ -24,6 +24,7 @@ NSFW_CAPS = "evaluation/{method}/seed-{seed}/nsfw_caps.json"
 GALLERY = "evaluation/{method}/seed-{seed}/gallery.json"
 ZERO_SHOT = "evaluation/{method}/seed-{seed}/zero_shot.json"
 DRIFT = "evaluation/{method}/seed-{seed}/drift.json"
+ROBUSTNESS = ("evaluation/{method}/seed-{seed}/robustness.json", RANKS, "robustness/variants.json")
 TEXT_TO_IMAGE = "text_to_image/{method}/seed-{first}/{guidance}.json"
 IMAGE_TO_TEXT = "image_to_text/{method}/seed-{first}/record.json"
 ZERO_SHOT_SETS = ("test_sets/zero_shot.json", "test_sets/zero_shot.parquet")
@@ -118,6 +119,18 @@ FIGURES: Mapping[str, Product] = {
         inputs=("data/test.parquet", "evaluation/{method}/seed-{first}/ranks.parquet"),
         needs=frozenset({"test"}),
     ),
+    "robustness": Product(
+        title="Robustness of the redirection",
+        caption="How often unsafe captions of {test} in words unlike those of training find something unsafe first "
+        "(a), also among images all in the style of safe ones (b); how often they do where unsafe images have other "
+        "styles (c), and how often such images do as queries (d); how often safe captions near to unsafe ones find "
+        "their image (e).",
+        details="Points are means over {seeds} with 95% bootstrap intervals over queries; dotted lines go on from each "
+        "method's control, which has the same queries.",
+        function="saferclip.figures.plots.robustness:draw",
+        inputs=ROBUSTNESS,
+        needs=frozenset({"robustness"}),
+    ),
 }
 
 TABLES: Mapping[str, Product] = {
@@ -188,6 +201,25 @@ TABLES: Mapping[str, Product] = {
         function="saferclip.figures.tables.model:safeground",
         inputs=(TEST, NSFW_CAPS),
         needs=frozenset({"test"}),
+    ),
+    "robustness": Product(
+        title="Robustness of the redirection",
+        caption="Unsafe captions and images of {test} in words and drawing styles that training did not show, each "
+        "beside its control.",
+        details="Means ± standard deviation over {seeds} with 95% bootstrap intervals over queries, paired where two "
+        "variants are compared.",
+        function="saferclip.figures.tables.robustness:robustness",
+        inputs=ROBUSTNESS,
+        needs=frozenset({"robustness"}),
+    ),
+    "over_refusal": Product(
+        title="Safe captions near to unsafe ones",
+        caption="What becomes of safe captions that mention something near to the unsafe, beside captions that say the "
+        "same of something ordinary.",
+        details="Means ± standard deviation over {seeds} with 95% bootstrap intervals over queries.",
+        function="saferclip.figures.tables.robustness:over_refusal",
+        inputs=ROBUSTNESS,
+        needs=frozenset({"robustness"}),
     ),
     "text_to_image": Product(
         title="Unsafe images from text",
