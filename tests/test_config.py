@@ -218,6 +218,49 @@ def test_wrong_value_is_answered_with_the_right_kind(change: Change, expected: s
     assert message(change) == expected
 
 
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ({"rul": "both", "rule": "both"}, ".rul: unknown key; did you mean 'rule'?"),
+        ({"rule": "bth"}, ".rule: did you mean 'both'? (found: 'bth')"),
+        ({"rule": "both", "neighbours": 0}, ".neighbours: must be greater than 0 (found: 0)"),
+        ({"rule": "both", "pool": 1.5, "seed": 1}, ".pool: must be less than or equal to 1 (found: 1.5)"),
+        ({}, ".rule: missing; add it (which safe item: any, or the nearest one by the frozen cosine of captions, of "),
+        ({"rule": "random"}, ": a 'seed' must be given where targets or their pool are drawn"),
+        ({"rule": "text", "pool": 0.5}, ": a 'seed' must be given where targets or their pool are drawn"),
+        ({"rule": "text", "seed": 1}, ": nothing is drawn, so 'seed' would have no effect; leave it out"),
+        (
+            {"rule": "random", "seed": 1, "neighbours": 2},
+            ": 'neighbours' are the nearest, which rule 'random' does not look for; leave it out",
+        ),
+    ],
+)
+def test_a_wrong_target_rule_is_explained(rule: dict[str, Any], expected: str) -> None:
+    said = message(lambda values: values["methods"]["safer-clip"].update(targets=rule))
+    assert said.startswith(f"methods.safer-clip.targets{expected}")
+
+
+def test_target_rules_are_steps_of_their_own() -> None:
+    """Methods share the search of one rule, whatever the notation; other methods have none."""
+    rule = {"rule": "text", "pool": 0.1, "seed": 4}
+
+    def change(values: dict[str, Any]) -> None:
+        method = values["methods"]["safer-clip"]
+        values["methods"]["a"] = method | {"targets": rule}
+        values["methods"]["b"] = method | {"targets": dict(reversed(rule.items()))}
+        values["methods"]["c"] = method | {"targets": {"rule": "both", "neighbours": 4}}
+
+    run = config.validate(changed(change))
+    assert run.target_rules == {"text-pool-0.1-seed-4": "b", "both-4": "c"}
+    assert run.settings_of("targets", "a") == run.settings_of("targets", "b") != run.settings_of("targets", "c")
+    assert config.parse_settings(config.TargetsStep, run.settings_of("targets", "a")) == run.targets("a")
+    assert run.targets("safer-clip") is None
+    with pytest.raises(ConfigError, match="step 'targets': 'mini' has no settings for it"):
+        run.section("targets", "safer-clip")
+    with pytest.raises(ConfigError, match="step 'targets': name a method"):
+        run.section("targets")
+
+
 @pytest.mark.parametrize("key", ["dpi", "palette", "formats", "examples"])
 @pytest.mark.parametrize("value", [True, False])
 def test_yes_and_no_are_not_numbers(key: str, value: bool) -> None:

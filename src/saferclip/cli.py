@@ -318,6 +318,20 @@ def mining(settings: str, train: Path, embeddings: Path, output: Path) -> None:
 
 @main.command()
 @_settings
+@_option("--train", FILE, "training quadruples")
+@_option("--embeddings", FILE, "frozen embeddings")
+@_output
+@_threads
+def targets(settings: str, train: Path, embeddings: Path, output: Path) -> None:
+    """Find the targets of unsafe inputs by a rule of one's own."""
+    from saferclip.config import TargetsStep
+    from saferclip.mining import targets
+
+    targets.mine(_parse(TargetsStep, settings), train, embeddings, output)
+
+
+@main.command()
+@_settings
 @click.option("--seed", type=int, required=True)
 @_option("--base-model", FOLDER, "model folder")
 @_option("--train", FILE, "training quadruples")
@@ -540,7 +554,7 @@ def table(name: str, settings: str, run: Path, output: Path) -> None:
 @main.command()
 @click.argument("step")
 @_option("--config", FILE, "a run's configuration")
-@click.option("--method", help="for the steps 'training' and 'published_model'")
+@click.option("--method", help="for the steps 'targets', 'training' and 'published_model'")
 def settings(step: str, config: Path, method: str | None) -> None:
     """Print the settings of one step as JSON, as the workflow passes them."""
     from saferclip.config import load

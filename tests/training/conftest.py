@@ -6,7 +6,7 @@ import multiprocessing
 import runpy
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 from saferclip import io
-from saferclip.config import LossWeights, MiningSettings, TrainingSettings
-from saferclip.mining import embedding, nearest
+from saferclip.config import LossWeights, MiningSettings, TargetsStep, TrainingSettings
+from saferclip.mining import embedding, nearest, targets
 from saferclip.provenance import file_digest
 from saferclip.training.inputs import Stored
 from saferclip.training.losses import TERMS
@@ -104,6 +104,19 @@ def material(request: pytest.FixtureRequest, tiny_quadruples: Callable[..., Path
 def vit_material(tiny_clip_folder: Path, tiny_quadruples: Callable[..., Path], tmp_path: Path) -> Material:
     """For what does not depend on the kind of model: the faster one alone."""
     return make_material("tiny_clip_folder", tiny_clip_folder, tiny_quadruples, tmp_path / "material")
+
+
+@pytest.fixture
+def with_targets(tmp_path: Path) -> Callable[[Material, dict[str, Any]], Material]:
+    """A function (material, rule) -> the same with targets mined by that rule."""
+
+    def mine(material: Material, rule: dict[str, Any]) -> Material:
+        settings = TargetsStep.model_validate({"block_size": 8, "targets": rule})
+        folder = tmp_path / "targets" / settings.targets.name
+        targets.mine(settings, material.train, material.embeddings, folder)
+        return replace(material, neighbours=folder / targets.FILE)
+
+    return mine
 
 
 @pytest.fixture

@@ -15,6 +15,19 @@ def test_progressive_admits_harder_rows_epoch_by_epoch() -> None:
     assert rows == [[1, 3, 6], [1, 2, 3, 5, 6], everything, everything, everything]
 
 
+def test_reversed_admits_easier_rows_epoch_by_epoch() -> None:
+    rows = [curriculum.admitted(DIFFICULTY, "reversed", epoch).tolist() for epoch in (1, 2, 3, 4, 9)]
+    everything = list(range(7))
+    assert rows == [[0, 4], [0, 2, 4, 5], everything, everything, everything]
+
+
+def test_no_epoch_is_empty_where_terciles_are() -> None:
+    """A table of two rows has none that is hard, one of one row none that is medium either."""
+    two, one = torch.tensor([1, 0]), torch.tensor([0])
+    assert [curriculum.admitted(two, "reversed", epoch).tolist() for epoch in (1, 2, 3)] == [[0], [0, 1], [0, 1]]
+    assert curriculum.admitted(one, "reversed", 1).tolist() == [0]
+
+
 def test_without_curriculum_all_rows_are_used_from_the_start() -> None:
     assert curriculum.admitted(DIFFICULTY, "none", 1).tolist() == list(range(7))
 

@@ -109,7 +109,7 @@ def test_paired_targets_are_ranked_by_their_own_similarity(vit_material: Any) ->
     targets = inputs.read_targets(method, vit_material.train, vit_material.neighbours)
     ids = io.read_table(vit_material.train)["id"].to_pylist()
     paired = {row["unsafe_id"]: row["paired_similarity"] for row in io.read_table(vit_material.neighbours).to_pylist()}
-    assert targets.rows.tolist() == list(range(len(ids)))
+    assert targets.rows.tolist() == [[row] for row in range(len(ids))]
     expected = nearest.terciles(torch.tensor([paired[name] for name in ids]), ids)
     assert torch.equal(targets.difficulty, expected)
     nearest_targets = inputs.read_targets(vit_material.settings().method, vit_material.train, vit_material.neighbours)
@@ -124,7 +124,7 @@ def test_neighbours_of_another_table_are_refused(vit_material: Any, tmp_path: Pa
     else:
         rows[0]["safe_id" if change == "unknown target" else "unsafe_id"] = "validation-00000"
     io.write_table(tmp_path / "other.parquet", rows)
-    with pytest.raises(io.DataError, match=r"other\.parquet: its ids are not those of .*train\.parquet; mine again"):
+    with pytest.raises(io.DataError, match=r"other\.parquet: its ids are not those of .*train\.parquet.*; mine again"):
         inputs.read_targets(vit_material.settings().method, vit_material.train, tmp_path / "other.parquet")
 
 
@@ -136,3 +136,46 @@ def test_embeddings_of_another_table_are_refused(vit_material: Any, tmp_path: Pa
     io.write_tensors(tmp_path / "short.safetensors", tensors)
     with pytest.raises(io.DataError, match=rf"12 rows of train\.{column}, not 13"):
         inputs.read_frozen(tmp_path / "short.safetensors", targets, ALL)
+
+
+@pytest.mark.parametrize("rule", [{"rule": "both"}, {"rule": "text", "neighbours": 3}, {"rule": "random", "seed": 2}])
+def test_targets_of_a_rule_are_looked_up(vit_material: Any, with_targets: Any, rule: dict[str, Any]) -> None:
+    material = with_targets(vit_material, rule)
+    targets = inputs.read_targets(material.settings(targets=rule).method, material.train, material.neighbours)
+    ids = io.read_table(material.train)["id"].to_pylist()
+    mined = io.read_table(material.neighbours).to_pylist()
+    for number, name in enumerate(ids):
+        rows = [row for row in mined if row["unsafe_id"] == name]
+        assert [ids[place] for place in targets.rows[number].tolist()] == [row["safe_id"] for row in rows]
+        assert {row["difficulty"] for row in rows} == {targets.difficulty[number].item()}
+    frozen = inputs.read_frozen(material.embeddings, targets, ALL)
+    table = io.read_tensors(material.embeddings)
+    for column, found in (("safe_caption", frozen.target_text), ("safe_image", frozen.target_image)):
+        for number, rows in enumerate(targets.rows.tolist()):
+            mean = sum(table[f"train.{column}"][row].double() for row in rows)
+            torch.testing.assert_close(found[number].double(), mean / mean.norm(), atol=1e-6, rtol=0)
+
+
+def test_a_withheld_image_has_no_part_in_a_mean() -> None:
+    images = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 0.0]])  # two of them withheld
+    targets = inputs.Targets(torch.tensor([[0, 1], [2, 0], [1, 3]]), torch.zeros(3, dtype=torch.long))
+    half = 0.5**0.5
+    torch.testing.assert_close(targets.of(images), torch.tensor([[1.0, 0.0], [half, half], [0.0, 0.0]]))
+
+
+def test_a_row_takes_part_if_one_of_its_target_images_is_there(incomplete: Any, with_targets: Any) -> None:
+    material = incomplete([0, 4, 11], [1])
+    rule = {"rule": "text", "neighbours": 2}
+    material = with_targets(material, rule)
+    targets = inputs.read_targets(material.settings(targets=rule).method, material.train, material.neighbours)
+    images = inputs.read_split(material.train, models.load(material.base_model)).images
+    present = inputs.read_frozen(material.embeddings, targets, images).present
+    expected = [any(row not in (0, 4, 11) for row in rows) for rows in targets.rows.tolist()]
+    assert present.target_image.tolist() == expected
+
+
+@pytest.mark.parametrize("asked", ["nearest", {"rule": "text", "neighbours": 2}])
+def test_another_number_of_neighbours_is_refused(vit_material: Any, with_targets: Any, asked: Any) -> None:
+    material = with_targets(vit_material, {"rule": "text", "neighbours": 3})
+    with pytest.raises(io.DataError, match=r"or not [12] for each unsafe input; mine again"):
+        inputs.read_targets(material.settings(targets=asked).method, material.train, material.neighbours)

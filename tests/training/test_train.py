@@ -112,6 +112,30 @@ def test_training_lowers_the_loss(vit_material: Any, run: Run, cross_modal: str,
     assert loss.iloc[-1] < 0.95 * loss.iloc[0]
 
 
+RULES = [
+    {"rule": "random", "seed": 1},
+    {"rule": "image"},
+    {"rule": "both", "neighbours": 2},
+    {"rule": "text", "pool": 0.5, "seed": 1},
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["rule"])
+def test_training_moves_unsafe_captions_towards_targets_of_any_rule(
+    vit_material: Any, with_targets: Any, run: Run, rule: dict[str, Any]
+) -> None:
+    material = with_targets(vit_material, rule)
+    output = run(material, "run", targets=rule, curriculum="reversed", epochs=8)
+    targets = inputs.read_targets(material.settings(targets=rule).method, material.train, material.neighbours)
+    target = targets.of(io.read_tensors(material.embeddings)["train.safe_caption"])
+    captions = io.read_table(material.train)["unsafe_caption"].to_pylist()
+    before, after = (models.encode_texts(models.load(folder), captions, 8) for folder in (material.base_model, output))
+    assert ((after - before) * target).sum(dim=1).mean() > 0.01
+    assert io.read_json(output / "record.json")["provenance"]["settings"]["method"]["targets"]["rule"] == rule["rule"]
+    # The hard and the medium third first: 4, then 8 of 13.
+    assert pd.read_csv(output / "epochs.csv").quadruples.tolist() == [4, 8, *[13] * 6]
+
+
 def test_frozen_reference_is_bit_identical_after_training(material: Any) -> None:
     """Embeddings of the base model, of a fresh copy, and of the tuned one with its adapters off."""
     before = embedding.embed_table(models.load(material.base_model), material.train, 8)

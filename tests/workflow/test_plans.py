@@ -40,6 +40,22 @@ def test_a_further_method_runs_beside_the_others(finished: Any) -> None:
     assert {job["method"] for job in plan.of("evaluation")} == {"ablation"}
 
 
+def test_targets_are_mined_for_methods_that_ask_for_them_alone(finished: Any) -> None:
+    """Once for all methods and seeds that share a rule; the paper's own are left alone."""
+    methods = yaml.safe_load((finished.folder / "config/mini.yaml").read_text())["methods"]
+    both, some = {"rule": "both"}, {"rule": "text", "pool": 0.1, "seed": 3}
+    targets = {"one": both, "other": both, "third": some}
+    changes = {f"methods.{name}": methods["safer-clip"] | {"targets": rule} for name, rule in targets.items()}
+    plan = finished.plan(config=finished.variant("targets", changes))
+    assert sorted(job["targets"] for job in plan.of("targets")) == ["both", "text-pool-0.1-seed-3"]
+    assert {job["method"] for job in plan.of("training")} == set(targets)
+    assert {"data", "embedding", "mining"}.isdisjoint(plan.counts)
+    inputs = re.findall(r"\nrule training:\n    input: (.*)\n", plan.text)
+    assert len(inputs) == 9
+    assert sum("results/mini/targets/both/neighbours.parquet" in text for text in inputs) == 6
+    assert not any("mining/neighbours.parquet" in text for text in inputs)
+
+
 def test_a_further_seed_trains_only_that_seed(finished: Any) -> None:
     plan = finished.plan(config=finished.variant("seeds", {"seeds": [0, 1, 2, 3]}))
     assert {job["seed"] for job in plan.of("training")} == {"3"}

@@ -184,6 +184,12 @@ def candidate_settings(method, candidate):
     return json.dumps(RUN.edit_candidates(method)[candidate].model_dump(mode="json"), sort_keys=True)
 
 
+def mined(wildcards):
+    """The table in which a method's training looks up its targets."""
+    step = RUN.targets(wildcards.method)
+    return f"{R}/targets/{step.targets.name}/neighbours.parquet" if step else f"{R}/mining/neighbours.parquet"
+
+
 def evaluated_model(wildcards):
     """The model files that an evaluation reads: a fine-tuned, an edited or a published model, or the base model."""
     if wildcards.method in (*TRAINED, *EDITED):

@@ -59,3 +59,35 @@ rule mining:
     shell:
         "saferclip mining --settings {params.settings:q} --train {input.train} --embeddings {input.embeddings}"
         " --output {params.folder} --threads {threads} 2> {log}"
+
+
+if RUN.target_rules:
+
+    rule targets:
+        """The targets of unsafe inputs by a rule of one's own, where a method asks for one."""
+        input:
+            train=f"{R}/data/train.parquet",
+            embeddings=rules.embedding.output.tensors,
+            code=modules("mining.targets"),
+        output:
+            neighbours=f"{R}/targets/{{targets}}/neighbours.parquet",
+            summary=f"{R}/targets/{{targets}}/summary.json",
+        log:
+            f"{LOGS}/targets/{{targets}}.log",
+        benchmark:
+            f"{LOGS}/targets/{{targets}}.tsv"
+        wildcard_constraints:
+            targets="|".join(map(re.escape, RUN.target_rules)),
+        conda:
+            ENVIRONMENT
+        threads: 1
+        resources:
+            mem_mb=2500,
+            runtime=120,
+            gpu=0,
+        params:
+            settings=lambda wildcards: RUN.settings_of("targets", RUN.target_rules[wildcards.targets]),
+            folder=subpath(output.summary, parent=True),
+        shell:
+            "saferclip targets --settings {params.settings:q} --train {input.train} --embeddings {input.embeddings}"
+            " --output {params.folder} --threads {threads} 2> {log}"

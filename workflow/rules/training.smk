@@ -9,7 +9,7 @@ rule training:
         validation=f"{R}/data/validation.parquet",
         embeddings=rules.embedding.output.tensors,
         pixels=PIXELS,  # found beside the embeddings
-        neighbours=rules.mining.output.neighbours,
+        neighbours=mined,
         code=modules("training.train"),
     output:
         model=model(f"{R}/training/{{method}}/seed-{{seed}}"),

@@ -86,6 +86,8 @@ from saferclip.config.training import (
     OptimisationSettings,
     PublishedModel,
     SelectionSettings,
+    TargetRule,
+    TargetsStep,
     TrainingSettings,
 )
 
@@ -155,6 +157,8 @@ __all__ = [
     "Settings",
     "Share",
     "Some",
+    "TargetRule",
+    "TargetsStep",
     "TextToImageSettings",
     "ToxicitySettings",
     "TrainingPhase",

@@ -32,8 +32,12 @@ from saferclip.config.training import (
     OptimisationSettings,
     PublishedModel,
     SelectionSettings,
+    TargetRule,
+    TargetsStep,
     TrainingSettings,
 )
+
+BY_METHOD = ("targets", "training", "edit", "published_model")  # steps whose settings differ from method to method
 
 
 class Config(Settings):
@@ -134,10 +138,27 @@ class Config(Settings):
 
     def training(self, method: str) -> TrainingSettings:
         """Settings of one method's training; raises ConfigError for one that is not trained here."""
+        return TrainingSettings(optimisation=self.optimisation, method=self._trained_method(method))
+
+    def _trained_method(self, method: str) -> MethodSettings:
         settings = self.methods.get(method)
         if not isinstance(settings, MethodSettings):
             raise ConfigError(f"method '{method}' is not trained; choose one of: {', '.join(self.trained)}")
-        return TrainingSettings(optimisation=self.optimisation, method=settings)
+        return settings
+
+    def targets(self, method: str) -> TargetsStep | None:
+        """The search for a method's targets, where they are neither the pair nor the paper's nearest.
+
+        Raises ConfigError for a method that is not trained.
+        """
+        rule = self._trained_method(method).targets
+        return TargetsStep(block_size=self.mining.block_size, targets=rule) if isinstance(rule, TargetRule) else None
+
+    @property
+    def target_rules(self) -> dict[str, str]:
+        """Names of the target rules that methods ask for, each with one of these methods."""
+        steps = {method: self.targets(method) for method in self.trained}
+        return {step.targets.name: method for method, step in steps.items() if step}
 
     def edit(self, method: str) -> EditSettings:
         """Settings of one method's edit; raises ConfigError for a method that is none."""
@@ -209,6 +230,7 @@ class Config(Settings):
             "scene_detail": embedded.detail if embedded else None,
             "embedding": self.mining,
             "mining": self.mining,
+            "targets": self.targets(method) if method and step == "targets" else None,
             "training": self.training(method) if method and step == "training" else None,
             "edit": self.edit(method) if method and step == "edit" else None,
             "evaluation": self.evaluation,
@@ -222,11 +244,7 @@ class Config(Settings):
             raise ConfigError(f"there is no step '{step}'; choose one of: {', '.join(sections)}")
         section = sections[step]
         if section is None:
-            missing = (
-                "name a method"
-                if step in ("training", "published_model", "edit")
-                else f"'{self.name}' has no settings for it"
-            )
+            missing = "name a method" if step in BY_METHOD and not method else f"'{self.name}' has no settings for it"
             raise ConfigError(f"step '{step}': {missing}")
         return section
 

@@ -133,12 +133,64 @@ class MaskSettings(Settings):
         return self
 
 
+class TargetRule(Settings):
+    """How unsafe inputs get their targets, where neither the pair nor the paper's nearest is asked for."""
+
+    rule: Literal["random", "text", "image", "both"] = Field(
+        description="which safe item: any, or the nearest one by the frozen cosine of captions, of images, or both"
+    )
+    neighbours: Positive | None = Field(
+        None, description="nearest items whose mean, of unit length, is the target; default: the nearest alone"
+    )
+    pool: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="share of the safe items, drawn once, that can be targets; default: all"
+    )
+    seed: int | None = Field(None, description="of what is drawn: random targets, a pool; all seeds of a run share it")
+
+    @model_validator(mode="after")
+    def _usable(self) -> TargetRule:
+        if self.rule == "random" and self.neighbours is not None:
+            raise ValueError("'neighbours' are the nearest, which rule 'random' does not look for; leave it out")
+        drawn = self.rule == "random" or self.pool is not None
+        if drawn and self.seed is None:
+            raise ValueError("a 'seed' must be given where targets or their pool are drawn")
+        if not drawn and self.seed is not None:
+            raise ValueError("nothing is drawn, so 'seed' would have no effect; leave it out")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What its results are called: ``both``, ``text-4``, ``text-pool-0.1-seed-0``."""
+        parts: list[object] = [self.rule]
+        parts += [self.neighbours] if self.neighbours else []
+        parts += ["pool", f"{self.pool:g}"] if self.pool else []
+        parts += ["seed", self.seed] if self.seed is not None else []
+        return "-".join(map(str, parts))
+
+
+class TargetsStep(Settings):
+    """What the targets of one rule depend on."""
+
+    block_size: Positive
+    targets: TargetRule
+
+
+def _kind_of_targets(value: Any) -> str:
+    return "(rule)" if isinstance(value, dict | TargetRule) else "(named)"
+
+
+Targets = Annotated[
+    Annotated[Literal["paired", "nearest"], Tag("(named)")] | Annotated[TargetRule, Tag("(rule)")],
+    Discriminator(_kind_of_targets),
+]
+
+
 class MethodSettings(Settings):
     """One way of fine-tuning; ``methods`` in the config maps names to these."""
 
-    targets: Literal["paired", "nearest"]
+    targets: Targets = Field(description="the paired safe item, the paper's nearest, or a rule of one's own")
     cross_modal: Literal["infonce", "relative", "margin"]
-    curriculum: Literal["none", "progressive"]
+    curriculum: Literal["none", "progressive", "reversed"]
     learning_rate: float = Field(gt=0)
     weights: LossWeights
     tuner: MaskSettings | None = Field(None, description="what is trained; default: adapters, by optimisation.lora")
@@ -170,6 +222,7 @@ KINDS_OF_METHOD: dict[str, type[Settings]] = {
     "(published)": PublishedModel,
     "(edited)": EditedModel,
     **{f"({kind})": section for kind, section in EDITS.items()},
+    **{"(rule)": TargetRule, "(named)": Settings},  # of its targets
 }
 
 

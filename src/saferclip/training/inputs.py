@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from saferclip import io
-from saferclip.config import MethodSettings
+from saferclip.config import MethodSettings, TargetRule
 from saferclip.mining import embedding, nearest, pixels
 from saferclip.mining.pixels import IMAGES
 from saferclip.models import Clip
@@ -105,10 +106,22 @@ class Split:
 
 @dataclass(frozen=True)
 class Targets:
-    """Where unsafe training inputs are sent, and how hard that is; shapes (rows,)."""
+    """Where unsafe training inputs are sent, and how hard that is."""
 
-    rows: Tensor
-    difficulty: Tensor
+    rows: Tensor  # int64 (rows, neighbours): the target is the mean of these safe items
+    difficulty: Tensor  # int64 (rows,)
+
+    def of(self, column: Tensor) -> Tensor:
+        """Target embeddings, from those of the safe items: both (rows, dim), of unit length.
+
+        A withheld image, whose row is zero, has no part in a mean; the target is zero where all are withheld.
+        """
+        found = column[self.rows[:, 0]]
+        if self.rows.shape[1] == 1:
+            return found
+        for place in range(1, self.rows.shape[1]):
+            found += column[self.rows[:, place]]
+        return functional.normalize(found, dim=-1)
 
 
 def read_split(path: Path, clip: Clip, stored: Stored | None = None, readers: int = 1) -> Split:
@@ -150,23 +163,31 @@ def open_pictures(path: Path, clip: Clip, images: Images, stored: Stored | None,
 
 
 def read_targets(method: MethodSettings, train: Path, neighbours: Path) -> Targets:
-    """Target row of each training row by the method's rule, with terciles of their similarity.
+    """Target rows of each training row by the method's rule, with terciles of their similarity.
 
-    Raises DataError if the neighbour table does not match the training table.
+    ``neighbours`` is what mining wrote for that rule.  Raises DataError if it does not match the training table.
     """
     ids = nearest.read_training_ids(train)
-    table = io.read_table(neighbours, ("unsafe_id", "safe_id", "paired_similarity", "difficulty"))
-    mined = {row["unsafe_id"]: row for row in table.to_pylist()}
-    row_of = {name: row for row, name in enumerate(ids)}
-    if mined.keys() != row_of.keys() or not {row["safe_id"] for row in mined.values()} <= row_of.keys():
-        raise io.DataError(f"{neighbours}: its ids are not those of {train}; mine again")
-    if method.targets == "nearest":
-        return Targets(
-            torch.tensor([row_of[mined[name]["safe_id"]] for name in ids]),
-            torch.tensor([mined[name]["difficulty"] for name in ids]),
+    paired = method.targets == "paired"
+    table = io.read_table(neighbours, ("unsafe_id", "safe_id", "paired_similarity" if paired else "difficulty"))
+    mined: dict[str, list[dict[str, Any]]] = {name: [] for name in ids}
+    for row in table.to_pylist():
+        if row["unsafe_id"] not in mined or row["safe_id"] not in mined:
+            raise io.DataError(f"{neighbours}: its ids are not those of {train}; mine again")
+        mined[row["unsafe_id"]].append(row)
+    wanted = method.targets.neighbours or 1 if isinstance(method.targets, TargetRule) else 1
+    if any(len(rows) != wanted for rows in mined.values()):
+        raise io.DataError(
+            f"{neighbours}: its ids are not those of {train}, or not {wanted} for each unsafe input; mine again"
         )
-    paired = torch.tensor([mined[name]["paired_similarity"] for name in ids])
-    return Targets(torch.arange(len(ids)), nearest.terciles(paired, ids))
+    if paired:
+        similarity = torch.tensor([mined[name][0]["paired_similarity"] for name in ids])
+        return Targets(torch.arange(len(ids))[:, None], nearest.terciles(similarity, ids))
+    row_of = {name: row for row, name in enumerate(ids)}
+    return Targets(
+        torch.tensor([[row_of[row["safe_id"]] for row in mined[name]] for name in ids]),
+        torch.tensor([mined[name][0]["difficulty"] for name in ids]),
+    )
 
 
 def read_frozen(embeddings: Path, targets: Targets, images: Images) -> References:
@@ -200,8 +221,8 @@ def read_frozen(embeddings: Path, targets: Targets, images: Images) -> Reference
         unsafe_text=columns["unsafe_caption"],
         safe_image=columns["safe_image"],
         unsafe_image=columns["unsafe_image"],
-        target_text=columns["safe_caption"][targets.rows],
-        target_image=columns["safe_image"][targets.rows],
-        present=None if complete else Present(images.safe, images.unsafe, images.safe[targets.rows]),
+        target_text=targets.of(columns["safe_caption"]),
+        target_image=targets.of(columns["safe_image"]),
+        present=None if complete else Present(images.safe, images.unsafe, images.safe[targets.rows].any(dim=1)),
         shared=shared,
     )
