@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -277,3 +278,43 @@ def test_hidden_states_end_in_the_models_own_embedding(tuned: Path) -> None:
     pooled = states[0, int(tokens.argmax())] @ clip.model.text_projection
     expected = models.text_features(clip.model, tokens)[0]
     torch.testing.assert_close(functional.normalize(pooled, dim=-1), expected, atol=1e-6, rtol=0)
+
+
+EDIT = {
+    "inputs_sha256": {"train": "abc123"},
+    "changed_weights": {"text_projection": 512, "visual.proj": 500},
+    "seconds": 3.2,
+    "device": "cpu",
+    "provenance": {"commit": None, "settings": {"edit": {"kind": "projection", "rank": 4}}},
+}
+MASKED = {
+    "inputs_sha256": {"train": "abc123"},
+    "tuned_parameters": 4321,
+    "quadruples": 98765,
+    "seconds": 12.3,
+    "device": "cpu",
+    "provenance": {"commit": None, "settings": {"method": {"tuner": {"kind": "mask"}}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (
+            EDIT,
+            ["1,012 of them", "in 2 tensors, in", "kind: projection", "- train: `abc123`", "that was edited so that"],
+        ),
+        (MASKED, ["Binary masks over weights of both encoders", "4,321", "kind: mask", "98,765 quadruples"]),
+    ],
+)
+def test_the_card_says_how_the_weights_came_about(
+    untuned: Path, tmp_path: Path, record: dict[str, Any], said: list[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(untuned, model)
+    io.write_json(model / "record.json", record)
+    export.export(SETTINGS, model, None, None, tmp_path / "export")
+    _, text = card(tmp_path / "export/README.md")
+    for part in said:
+        assert part in text
+    assert "Low-rank adapters" not in text

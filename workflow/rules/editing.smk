@@ -48,7 +48,7 @@ rule edit_selection:
     """Choose edits' settings by validation score; only on request. The choice belongs in the configuration."""
     input:
         records=[
-            EDIT_TRIAL.format(method=method, candidate=candidate) + "/record.json"
+            f"{EDIT_TRIAL}/record.json".format(method=method, candidate=candidate)
             for method in EDITED
             for candidate in range(len(RUN.edit_candidates(method)))
         ],

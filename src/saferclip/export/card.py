@@ -15,7 +15,7 @@ from saferclip import conversion, escaping, io
 from saferclip.export import formats
 
 TEMPLATE = "model_card.md.jinja"
-RUN_RECORD = "record.json"  # of a training
+RUN_RECORD = "record.json"  # of a training or an edit
 LIBRARIES = {"open_clip": "open_clip", "transformers": "transformers", "diffusers": "diffusers"}
 # What a card shows of an evaluation; its records hold everything.
 HEADLINES = re.compile(r"(recall@1|unsafe_share|mean/accuracy|safe_\w+/cosine|cosine)$")
@@ -43,7 +43,8 @@ def facts(
     architecture: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All that the template speaks of; raises DataError for a record that cannot be read."""
-    training = io.read_json(model / RUN_RECORD) if (model / RUN_RECORD).is_file() else None
+    made = io.read_json(model / RUN_RECORD) if (model / RUN_RECORD).is_file() else None
+    edit, training = (made, None) if made and "changed_weights" in made else (None, made)
     settings = record["provenance"]["settings"]
     identity = _identity(model, evaluation)
     can_convert = not conversion.obstacles(architecture["model_cfg"])
@@ -53,8 +54,10 @@ def facts(
         "identity": identity,
         "settings": settings,
         "hub_id": _hub_id(settings["base_model"]),
+        "made": made,
         "training": training,
-        "trained": yaml.safe_dump(training["provenance"]["settings"], sort_keys=False).strip() if training else "",
+        "edit": edit,
+        "made_with": yaml.safe_dump(made["provenance"]["settings"], sort_keys=False).strip() if made else "",
         "results": list(_results(evaluation, baseline)) if evaluation else [],
         "compared": baseline is not None,
         "left_out": record["left_out"],
