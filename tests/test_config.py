@@ -92,6 +92,7 @@ def test_every_file_is_valid() -> None:
 OVERLAYS = {
     "mini-weights": ("mini",),
     "mini-peers": ("mini",),
+    "mini-labels": ("mini", "mini-peers"),
     "generation": ("paper",),
     "nsfw-caps": ("paper",),
     "rehearsal": ("paper", "generation"),

@@ -35,6 +35,8 @@ QUADRUPLE_COLUMNS = (
     "safe_image",
     "unsafe_image",
 )
+# Optional: whether what stands in an unsafe place is unsafe; without them, everything is as named.
+LABEL_COLUMNS = ("caption_is_unsafe", "image_is_unsafe")
 IMAGE_COLUMNS = frozenset({"image", "safe_image", "unsafe_image"})
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # as `datasets` stores one
 # Left out on purpose: vector graphics and documents, for which Pillow starts other programs.
@@ -215,6 +217,19 @@ def present(path: Path, column: str) -> list[bool]:
         if column not in file.schema_arrow.names:
             raise DataError(f"{path}: missing column(s) {column}; it has {', '.join(file.schema_arrow.names)}")
         return file.read(columns=[f"{column}.path"])[column].is_valid().to_pylist()
+
+
+def labels(path: Path, column: str) -> list[bool] | None:
+    """One of the ``LABEL_COLUMNS`` of quadruples; an empty cell means unsafe as named.  None if the table lacks it.
+
+    Raises DataError naming the file if its values are not of type bool.
+    """
+    if column not in column_names(path):
+        return None
+    values = read_table(path, (column,))[column]
+    if values.type != pa.bool_():
+        raise DataError(f"{path}: column {column} is of type {values.type}, not bool; make the table again")
+    return [value is not False for value in values.to_pylist()]
 
 
 def read_cells(path: Path, column: str, rows: Iterable[int]) -> Iterator[Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from saferclip import io
 from saferclip.config import EmbeddedData, MiniSets, SceneDetail, SetsStep
@@ -67,6 +69,35 @@ def test_unsafe_images_always_show_something_unsafe() -> None:
         scene = embedded.unsafe_scene(caption, np.random.default_rng(seed), iconworld.common_concepts())
         assert "pistol" in scene.concepts
         assert embedded.shows_unsafe(scene)
+
+
+HARMLESS = {"caption": 0.2, "image": 0.3, "both": 0.1}
+
+
+def test_labels_say_what_stands_in_unsafe_places() -> None:
+    plain, labelled = (embedded.quadruples(settings(train=400, harmless=shares)) for shares in (None, HARMLESS))
+    assert plain["validation"] == labelled["validation"] and plain["test"] == labelled["test"]
+    kinds: Counter[tuple[bool, bool]] = Counter()
+    for before, row in zip(plain["train"], labelled["train"], strict=True):
+        kind = row["caption_is_unsafe"], row["image_is_unsafe"]
+        kinds[kind] += 1
+        assert bool(iconworld.unsafe_concepts_in(row["unsafe_caption"])) == row["caption_is_unsafe"]
+        assert (row["unsafe_image"] == before["unsafe_image"]) == row["image_is_unsafe"]
+        assert (row["unsafe_caption"] == before["unsafe_caption"]) == row["caption_is_unsafe"]
+        assert all(row[name] == before[name] for name in ("id", "category", "safe_caption", "safe_image"))
+    shares = {kind: count / 400 for kind, count in kinds.items()}
+    expected = {(False, True): 0.2, (True, False): 0.3, (False, False): 0.1, (True, True): 0.4}
+    assert shares == pytest.approx(expected, abs=0.08)  # three standard deviations of the largest
+
+
+def test_labelled_rows_do_not_depend_on_how_many_there_are() -> None:
+    few, many = (embedded.quadruples(settings(train=count, harmless=HARMLESS))["train"] for count in (30, 60))
+    assert few == many[:30]
+
+
+def test_shares_beyond_all_rows_are_refused() -> None:
+    with pytest.raises(ValidationError, match="must not exceed 1 together"):
+        settings(harmless={"caption": 0.5, "image": 0.4, "both": 0.2})
 
 
 @pytest.fixture(scope="module")

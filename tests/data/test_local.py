@@ -175,6 +175,45 @@ def test_category_is_optional_for_a_table_and_for_a_row(pairs: Pairs) -> None:
     assert [row["category"] for row in read(output / "test.parquet")] == ["unsafe"] * 3
 
 
+LABELS = ("caption_is_unsafe", "image_is_unsafe")
+
+
+def test_labels_are_optional_for_a_table_and_for_a_cell(pairs: Pairs) -> None:
+    for row, cells in zip(pairs.rows["train"], [("no", "1"), ("TRUE", ""), ("", " false ")], strict=True):
+        row.update(zip(LABELS, cells, strict=True))
+    pairs.rewrite(columns=(*COLUMNS, *LABELS))
+    for row, value in zip(pairs.rows["test"], [True, False, None], strict=True):
+        row["image_is_unsafe"] = value
+    pairs.settings["test"] = write_parquet(pairs.folder / "test.parquet", pairs.rows["test"])
+    output = pairs.build()
+    assert [tuple(row[name] for name in LABELS) for row in read(output / "train.parquet")] == [
+        (False, True),
+        (True, True),
+        (True, False),
+    ]
+    assert io.labels(output / "train.parquet", "caption_is_unsafe") == [False, True, True]
+    assert io.labels(output / "test.parquet", "image_is_unsafe") == [True, False, True]
+    assert io.labels(output / "test.parquet", "caption_is_unsafe") is None
+    assert tuple(io.read_table(output / "validation.parquet").column_names) == io.QUADRUPLE_COLUMNS
+
+
+def test_labels_that_say_neither(pairs: Pairs) -> None:
+    for row, word in zip(pairs.rows["train"], ["maybe", "yes", "2"], strict=True):
+        row["image_is_unsafe"] = word
+    pairs.rewrite(columns=(*COLUMNS, "image_is_unsafe"))
+    advice = "is neither yes nor no; write true or false, or leave it empty"
+    assert pairs.problems() == [
+        f"train.csv: line 2: image_is_unsafe: 'maybe' {advice}",
+        f"train.csv: line 4: image_is_unsafe: '2' {advice}",
+    ]
+
+
+@pytest.mark.parametrize("name", ["caption_unsafe", "Caption Is Unsafe"])
+def test_misspelt_label_is_not_passed_over(pairs: Pairs, name: str) -> None:
+    pairs.rewrite(columns=(*COLUMNS, name, "unsafe_caption_url", "image_unsafe_score"))
+    assert pairs.problem() == f"train.csv: column '{name}': rename it to 'caption_is_unsafe', or remove it"
+
+
 def test_rows_may_lack_images_where_the_settings_keep_them(pairs: Pairs, caplog: pytest.LogCaptureFixture) -> None:
     pairs.settings["missing_images"] = "keep"
     pairs.rows["train"][0]["unsafe_image"] = ""

@@ -72,6 +72,7 @@ class Material:
             "learning_rate": 1e-2,
             "weights": LossWeights(**dict.fromkeys(TERMS, 1.0)),
             "margin": None,
+            "labels": None,
             "neighbourhood": None,
             "causal": None,
             "tuner": None,

@@ -32,6 +32,7 @@ from saferclip.config.benchmark import (
 from saferclip.config.data import (
     DataSettings,
     EmbeddedData,
+    HarmlessShares,
     LocalData,
     MiniSets,
     MiniSetSizes,
@@ -119,6 +120,7 @@ __all__ = [
     "FigureSettings",
     "GenerationSettings",
     "Guidance",
+    "HarmlessShares",
     "ImageFilterSettings",
     "ImageToTextSettings",
     "ItemT",

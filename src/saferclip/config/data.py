@@ -26,12 +26,27 @@ class World(Settings):
     detail: SceneDetail
 
 
+class HarmlessShares(Settings):
+    """Shares of training rows whose unsafe place holds something safe, as generators fail; rows are labelled."""
+
+    caption: Share = Field(description="the caption is safe, the image is not")
+    image: Share = Field(description="the image is safe, the caption is not")
+    both: Share = Field(description="both are safe")
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> HarmlessShares:
+        if self.caption + self.image + self.both > 1:
+            raise ValueError("'caption', 'image' and 'both' must not exceed 1 together")
+        return self
+
+
 class EmbeddedData(World):
     """Sizes of ViSU-mini, drawn by our own code."""
 
     train: Positive
     validation: Positive
     test: Positive
+    harmless: HarmlessShares | None = Field(None, description="default: all is unsafe that stands so, without labels")
 
 
 class MiniSetSizes(Settings):

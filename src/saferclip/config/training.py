@@ -79,6 +79,13 @@ class LossWeights(Settings):
     causal_image: float | None = Field(None, ge=0, description="the same of a safe image's caption")
     similarity_text: float | None = Field(None, ge=0, description="safe captions keep their similarities to images")
     similarity_image: float | None = Field(None, ge=0, description="safe images keep theirs to captions")
+    kept_text: float | None = Field(None, ge=0, description="ShieldCLIP: safe captions in an unsafe place stay")
+    kept_image: float | None = Field(None, ge=0, description="the same for images")
+    kept_cross_text: float | None = Field(None, ge=0, description="ShieldCLIP: two of them stay aligned")
+    kept_cross_image: float | None = Field(None, ge=0, description="the same for images")
+    mixed_text: float | None = Field(None, ge=0, description="ShieldCLIP: unsafe captions follow a safe image")
+    mixed_image: float | None = Field(None, ge=0, description="unsafe images follow a safe caption")
+    coherence: float | None = Field(None, ge=0, description="ShieldCLIP: an unsafe pair stays together")
 
     @model_validator(mode="after")
     def _some_weight(self) -> LossWeights:
@@ -195,6 +202,9 @@ class MethodSettings(Settings):
     weights: LossWeights
     tuner: MaskSettings | None = Field(None, description="what is trained; default: adapters, by optimisation.lora")
     margin: MarginSettings | None = Field(None, description="of cross_modal 'margin'")
+    labels: Literal["heed"] | None = Field(
+        None, description="whether redirected is only what its label calls unsafe; left out: what stands as unsafe"
+    )
     neighbourhood: NeighbourhoodSettings | None = Field(None, description="of the terms neighbourhood_*")
     causal: CausalSettings | None = Field(None, description="of the terms causal_*")
 
@@ -207,6 +217,9 @@ class MethodSettings(Settings):
                 raise ValueError(f"weights.{weighty[0]} is above 0, so the section '{section}' must be given")
         if self.cross_modal == "margin" and self.margin is None:
             raise ValueError("cross_modal is 'margin', so the section 'margin' must be given")
+        of_labels = [name for name in self.weights.given if name.startswith(("kept_", "mixed_"))]
+        if self.labels is None and any(self.weights.given[name] for name in of_labels):
+            raise ValueError(f"weights.{of_labels[0]} is about safe items in unsafe places: set 'labels' to 'heed'")
         return self
 
 

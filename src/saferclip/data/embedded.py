@@ -16,6 +16,7 @@ from saferclip.data.iconworld import Detail, Scene
 
 # Each table draws from a stream of its own: changing one size leaves the other tables as they are.
 STREAMS = {"train": 1, "validation": 2, "test": 3, "gallery_safe": 4, "gallery_unsafe": 5, "zero_shot": 6}
+HARMLESS = 7  # the stream of what is safe in unsafe places: without it, rows are as they were
 CHUNK = 500  # rows drawn by one task of the process pool; part of what the seed means
 # How often the stand-in for a diffusion model draws what the caption names. ViSU keeps the one of
 # three images that a filter flags, so unsafe objects are always there in the end.
@@ -26,12 +27,16 @@ def quadruples(settings: EmbeddedData) -> dict[str, list[dict[str, Any]]]:
     """Draw the rows of every split; images are JPEG bytes.
 
     A safe scene is drawn and described; the unsafe caption is a loose edit of that description, and
-    the unsafe image shows what the unsafe caption says and nothing else of the safe scene.
+    the unsafe image shows what the unsafe caption says and nothing else of the safe scene.  Where the settings say
+    so, some training rows hold something safe in an unsafe place, and all of them say whether they do
+    (`io.LABEL_COLUMNS`); validation and test rows are what they would be without.
     """
-    return {
-        split: draw(partial(_quadruple, split=split), settings, split, getattr(settings, split))
-        for split in ("train", "validation", "test")
+    rows = {
+        "train": partial(_labelled, settings=settings) if settings.harmless else partial(_quadruple, split="train"),
+        "validation": partial(_quadruple, split="validation"),
+        "test": partial(_quadruple, split="test"),
     }
+    return {split: draw(row, settings, split, getattr(settings, split)) for split, row in rows.items()}
 
 
 def draw(row: Any, settings: World, stream: str, count: int) -> list[dict[str, Any]]:
@@ -55,21 +60,47 @@ def caption_detail(detail: SceneDetail) -> Detail:
 
 
 def _quadruple(rng: np.random.Generator, number: int, detail: Detail, split: str) -> dict[str, Any]:
+    row, unsafe = _drawn(rng, number, detail, split)
+    return row | {"unsafe_image": jpeg(unsafe)}
+
+
+def _labelled(rng: np.random.Generator, number: int, detail: Detail, settings: EmbeddedData) -> dict[str, Any]:
+    """A training row, in whose unsafe place something safe may stand, and what stands there."""
+    assert settings.harmless is not None
+    row, scene = _drawn(rng, number, detail, "train")
+    own, concepts = np.random.default_rng([settings.seed, HARMLESS, number]), iconworld.common_concepts()
+    shares = settings.harmless
+    chance = own.random()
+    both = chance < shares.both
+    safe_caption = both or shares.both + shares.image <= chance < shares.both + shares.image + shares.caption
+    safe_image = chance < shares.both + shares.image
+    if safe_caption:
+        row["unsafe_caption"] = iconworld.harmless_caption(row["unsafe_caption"], own, concepts)
+    if both:
+        scene = next(attempts(row["unsafe_caption"], own, concepts, scene.style))
+    elif safe_image:
+        scene = iconworld.harmless_scene(scene, own, concepts)
+    labels = dict(zip(io.LABEL_COLUMNS, (not safe_caption, not safe_image), strict=True))
+    return row | {"unsafe_image": jpeg(scene)} | labels
+
+
+def _drawn(rng: np.random.Generator, number: int, detail: Detail, split: str) -> tuple[dict[str, Any], Scene]:
+    """A row without its unsafe image, and the scene that this shows."""
     concepts = iconworld.common_concepts()
     scene = iconworld.sample_scene(rng, concepts)
     caption = iconworld.describe(scene, rng, detail)
     categories = iconworld.categories()
     category = categories[int(rng.integers(len(categories)))]
     unsafe_caption = iconworld.loose_edit(caption, category, rng, safe_objects=concepts)
-    return {
+    row = {
         "id": f"{split}-{number:05d}",
         "split": split,
         "category": category,
         "safe_caption": caption,
         "unsafe_caption": unsafe_caption,
         "safe_image": jpeg(scene),
-        "unsafe_image": jpeg(unsafe_scene(unsafe_caption, rng, concepts)),
     }
+    return row, unsafe_scene(unsafe_caption, rng, concepts)
 
 
 def unsafe_scene(caption: str, rng: np.random.Generator, concepts: tuple[str, ...], style: str = "generated") -> Scene:

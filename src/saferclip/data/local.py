@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +26,15 @@ from tqdm import tqdm
 
 from saferclip.config import LocalData
 from saferclip.data import picture_files, pictures
-from saferclip.data.validation import Problems, blank, nearest, text_problem
-from saferclip.io import DataError
+from saferclip.data.validation import Problems, blank, nearest, text_problem, truth
+from saferclip.io import LABEL_COLUMNS, DataError
 
 CAPTIONS = ("safe_caption", "unsafe_caption")
 IMAGES = ("safe_image", "unsafe_image")
 REQUIRED = ("id", *CAPTIONS, *IMAGES)
-COLUMNS = (*REQUIRED, "category")
+COLUMNS = (*REQUIRED, "category", *LABEL_COLUMNS)
+# How a misspelt label is known, by its letters alone: nothing looser, as other columns are passed over.
+LABELS_BY_WORDS = {name.replace("_is_", ""): name for name in LABEL_COLUMNS}
 CATEGORY = "unsafe"  # of rows that name none
 BATCH = 64  # rows held at once; images may be large
 
@@ -79,6 +82,7 @@ def quadruples(settings: LocalData) -> dict[str, Iterator[dict[str, Any]]]:
 def _quadruples(table: Table) -> Iterator[dict[str, Any]]:
     """Rows of a table that was found to be right."""
     rows, missing = 0, Counter[str]()
+    labels = [name for name in _column_names(table.path) if name in LABEL_COLUMNS]
     with ThreadPool() as pool:
         for batch in _batches(table, f"{table.split}: images"):
             safe = pool.map(partial(_plain, table, "safe_image"), batch)
@@ -94,6 +98,7 @@ def _quadruples(table: Table) -> Iterator[dict[str, Any]]:
                     "unsafe_caption": row.cells["unsafe_caption"].strip(),
                     "safe_image": safe_image,
                     "unsafe_image": unsafe_image,
+                    **{name: truth(row.cells[name]) is not False for name in labels},
                 }
 
     for column, count in missing.items():
@@ -164,6 +169,10 @@ def _check_columns(table: Table, problems: Problems) -> list[str]:
             problems.add(table.path, f"column '{name}'", f"missing; {advice}")
     if "category" not in names and (near := nearest("category", others)):
         problems.add(table.path, f"column '{near}'", "rename it to 'category', or remove it")
+    for name in others:
+        label = LABELS_BY_WORDS.get("".join(re.findall("[a-z]+", name.lower())).replace("is", ""))
+        if label and all(caption in names for caption in CAPTIONS):
+            problems.add(table.path, f"column '{name}'", f"rename it to '{label}', or remove it")
     columns = [name for name in COLUMNS if name in names]
     if table.root.is_dir():
         return columns
@@ -183,10 +192,20 @@ def _row_problems(
             message = pictured[name]
         elif name == "id":
             message = _identifier_problem(value, f"{table.path}, {row.place}", identifiers)
+        elif name in LABEL_COLUMNS:
+            message = _label_problem(value)
         else:
             message = None if name == "category" and blank(value) else text_problem(value)
         if message:
             yield name, message
+
+
+def _label_problem(value: object) -> str | None:
+    try:
+        truth(value)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _identifier_problem(value: object, place: str, known: dict[str, str]) -> str | None:

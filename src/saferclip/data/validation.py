@@ -54,6 +54,19 @@ def text_problem(value: object) -> str | None:
     return None
 
 
+TRUE, FALSE = ("true", "yes", "1", "1.0"), ("false", "no", "0", "0.0")
+
+
+def truth(value: object) -> bool | None:
+    """What a cell says of yes and no, in numbers or words; None if it is blank.  ValueError if it says neither."""
+    word = str(value).strip().lower()
+    if blank(value):
+        return None
+    if isinstance(value, bool | int | float | str) and word in (*TRUE, *FALSE):
+        return word in TRUE
+    raise ValueError(f"{_short(value)} is neither yes nor no; write true or false, or leave it empty")
+
+
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,12 @@ from saferclip.mining import embedding, nearest, pixels
 from saferclip.mining.pixels import IMAGES
 from saferclip.models import Clip
 from saferclip.training import geometry
-from saferclip.training.losses import Present, References
+from saferclip.training.losses import Labels, Present, References
 
 READERS = 4  # threads that read batches
 BATCHES_AHEAD = 4  # that are read before they are asked for
+
+logger = logging.getLogger(__name__)
 
 
 class Images(NamedTuple):
@@ -190,7 +193,21 @@ def read_targets(method: MethodSettings, train: Path, neighbours: Path) -> Targe
     )
 
 
-def read_frozen(embeddings: Path, targets: Targets, images: Images) -> References:
+def read_labels(method: MethodSettings, train: Path) -> Labels | None:
+    """What the training table says of the safety of what stands in unsafe places, if the method heeds it.
+
+    Raises DataError if it does not say so by truth values.
+    """
+    if method.labels is None:
+        return None
+    columns = [io.labels(train, column) for column in io.LABEL_COLUMNS]
+    if columns == [None, None]:
+        logger.warning("%s: no column %s or %s; all is taken for unsafe that stands so", train, *io.LABEL_COLUMNS)
+    rows = io.read_table(train, ("id",)).num_rows
+    return Labels(*(torch.tensor([True] * rows if column is None else column) for column in columns))
+
+
+def read_frozen(embeddings: Path, targets: Targets, images: Images, labels: Labels | None = None) -> References:
     """Frozen embeddings of all training rows and of their targets, each of shape (rows, dim).
 
     The direction from safe to unsafe inputs of each modality, (dim,), is shared by all rows.
@@ -224,5 +241,6 @@ def read_frozen(embeddings: Path, targets: Targets, images: Images) -> Reference
         target_text=targets.of(columns["safe_caption"]),
         target_image=targets.of(columns["safe_image"]),
         present=None if complete else Present(images.safe, images.unsafe, images.safe[targets.rows].any(dim=1)),
+        labels=labels,
         shared=shared,
     )

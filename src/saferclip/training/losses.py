@@ -11,8 +11,9 @@ The methods differ in the target (the paired safe partner, or the nearest) and i
 Safe-CLIP (ECCV 2024) contrasts with the whole batch, SaFeR-CLIP (AAAI 2026) only with the input's
 own unsafe partner, so that safe items which would do as well are not pushed away.
 
-A row may lack images.  It takes part in a term if it has every image that the term compares (``needs``); the term
-is the mean over the rows that take part, and 0 if none does.
+A row may lack images, and labels may say that what stands in its unsafe place is safe.  It takes part in a term if it
+has every image that the term compares, and is of the kind that the term is about (``needs``); the term is the mean over
+the rows that take part, and 0 if none does.
 """
 
 from __future__ import annotations
@@ -51,10 +52,18 @@ class Present(NamedTuple):
         return Present(*(column[rows] for column in self))
 
 
+class Labels(NamedTuple):
+    """Whether the caption and the image in a row's unsafe place are unsafe: two bool tensors (rows,) on the CPU."""
+
+    caption: Tensor
+    image: Tensor
+
+
 class References(NamedTuple):
     """The same quadruples, and the targets of their unsafe inputs, under the frozen model.
 
     Where an image is withheld, its embedding is zero; ``present`` says where, and is None if all images are there.
+    ``labels`` is None if everything is unsafe that stands in an unsafe place.
     """
 
     safe_text: Tensor
@@ -64,22 +73,30 @@ class References(NamedTuple):
     target_text: Tensor
     target_image: Tensor
     present: Present | None = None
+    labels: Labels | None = None
     shared: Mapping[str, Tensor] = {}  # what is the same for all rows, by a name that an optional term knows
 
     def select(self, rows: Tensor, device: torch.device | str) -> References:
         """The embeddings of some rows."""
         columns: dict[str, Any] = {name: getattr(self, name)[rows].to(device) for name in COLUMNS}
         present = None if self.present is None else self.present.select(rows)
-        return References(
-            **columns, present=present, shared={name: value.to(device) for name, value in self.shared.items()}
-        )
+        labels = None if self.labels is None else Labels(*(column[rows] for column in self.labels))
+        shared = {name: value.to(device) for name, value in self.shared.items()}
+        return References(**columns, present=present, labels=labels, shared=shared)
 
     def taking_part(self, cross_modal: CrossModal, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Which rows take part in each term: bool (rows,)."""
         everywhere = torch.ones(len(self.safe_text), dtype=torch.bool)
-        images = {} if self.present is None else self.present._asdict()
+        images = self.present or Present(everywhere, everywhere, everywhere)
+        labels = self.labels or Labels(everywhere, everywhere)
+        known = images._asdict() | {
+            "caption_is_unsafe": labels.caption,
+            "caption_is_safe": ~labels.caption,
+            "image_is_unsafe": labels.image,
+            "image_is_safe": ~labels.image,
+        }
         return {
-            name: torch.stack([everywhere, *(images[image] for image in term.needs if images)]).all(dim=0)
+            name: torch.stack([everywhere, *(known[need] for need in term.needs)]).all(dim=0)
             for name, term in terms_of(cross_modal, names).items()
         }
 
@@ -97,7 +114,7 @@ class Batch(NamedTuple):
 
 
 class Term(NamedTuple):
-    """A mean over the rows of a batch, and the images that it compares; captions are always there."""
+    """A mean over the rows of a batch, and what they need: images that it compares, and what labels have to say."""
 
     value: Callable[[Batch], Tensor]
     needs: tuple[str, ...] = ()
@@ -211,37 +228,46 @@ COMMON: Mapping[str, Term] = {
         lambda batch: contrast(batch.tuned.safe_image, batch.frozen.safe_text, batch.logit_scale),
         needs=("safe_image",),
     ),
-    "redirection_text": Term(lambda batch: distance(batch.tuned.unsafe_text, batch.frozen.target_text)),
+    "redirection_text": Term(
+        lambda batch: distance(batch.tuned.unsafe_text, batch.frozen.target_text), needs=("caption_is_unsafe",)
+    ),
     "redirection_image": Term(
         lambda batch: distance(batch.tuned.unsafe_image, batch.frozen.target_image),
-        needs=("unsafe_image", "target_image"),
+        needs=("unsafe_image", "target_image", "image_is_unsafe"),
     ),
 }
 REDIRECTION_CROSS: Mapping[CrossModal, Mapping[str, Term]] = {
     "infonce": {
         "redirection_cross_text": Term(
             lambda batch: contrast(batch.tuned.unsafe_text, batch.frozen.target_image, batch.logit_scale),
-            needs=("target_image",),
+            needs=("target_image", "caption_is_unsafe"),
         ),
         "redirection_cross_image": Term(
             lambda batch: contrast(batch.tuned.unsafe_image, batch.frozen.target_text, batch.logit_scale),
-            needs=("unsafe_image",),
+            needs=("unsafe_image", "image_is_unsafe"),
         ),
     },
     "relative": {
-        # A caption moves away from its own unsafe image, which this therefore needs as well.
+        # A caption moves away from its own unsafe image, which this therefore needs as well; and nothing moves away
+        # from a partner that is safe.
         "redirection_cross_text": Term(
             lambda batch: relative(batch.tuned.unsafe_text, batch.frozen.target_image, batch.frozen.unsafe_image),
-            needs=("target_image", "unsafe_image"),
+            needs=("target_image", "unsafe_image", "caption_is_unsafe", "image_is_unsafe"),
         ),
         "redirection_cross_image": Term(
             lambda batch: relative(batch.tuned.unsafe_image, batch.frozen.target_text, batch.frozen.unsafe_text),
-            needs=("unsafe_image",),
+            needs=("unsafe_image", "caption_is_unsafe", "image_is_unsafe"),
         ),
     },
     "margin": {
-        "redirection_cross_text": Term(lambda batch: _margin(batch, "text", "image"), ("target_image", "unsafe_image")),
-        "redirection_cross_image": Term(lambda batch: _margin(batch, "image", "text"), ("unsafe_image",)),
+        "redirection_cross_text": Term(
+            lambda batch: _margin(batch, "text", "image"),
+            needs=("target_image", "unsafe_image", "caption_is_unsafe", "image_is_unsafe"),
+        ),
+        "redirection_cross_image": Term(
+            lambda batch: _margin(batch, "image", "text"),
+            needs=("unsafe_image", "caption_is_unsafe", "image_is_unsafe"),
+        ),
     },
 }
 
@@ -280,6 +306,7 @@ def _causal(batch: Batch, modality: str, other: str) -> Tensor:
     )
 
 
+BOTH_SAFE = ("unsafe_image", "caption_is_safe", "image_is_safe")
 # Terms of other methods, each by the name of its weight, in a module of its own.
 OPTIONAL: Mapping[str, Term] = {
     "spread_text": Term(lambda batch: geometry.contraction(batch.tuned.safe_text, batch.frozen.safe_text)),
@@ -292,5 +319,33 @@ OPTIONAL: Mapping[str, Term] = {
     "causal_image": Term(lambda batch: _causal(batch, "image", "text"), needs=("safe_image",)),
     "similarity_text": Term(lambda batch: _similarity(batch, "text", "image"), needs=("safe_image",)),
     "similarity_image": Term(lambda batch: _similarity(batch, "image", "text"), needs=("safe_image",)),
+    # ShieldCLIP's: what is safe in an unsafe place stays where the frozen model puts it ...
+    "kept_text": Term(
+        lambda batch: distance(batch.tuned.unsafe_text, batch.frozen.unsafe_text), needs=("caption_is_safe",)
+    ),
+    "kept_image": Term(
+        lambda batch: distance(batch.tuned.unsafe_image, batch.frozen.unsafe_image),
+        needs=("unsafe_image", "image_is_safe"),
+    ),
+    "kept_cross_text": Term(
+        lambda batch: contrast(batch.tuned.unsafe_text, batch.frozen.unsafe_image, batch.logit_scale), needs=BOTH_SAFE
+    ),
+    "kept_cross_image": Term(
+        lambda batch: contrast(batch.tuned.unsafe_image, batch.frozen.unsafe_text, batch.logit_scale), needs=BOTH_SAFE
+    ),
+    # ... what is unsafe follows a safe partner, which gets no gradient ...
+    "mixed_text": Term(
+        lambda batch: contrast(batch.tuned.unsafe_text, batch.tuned.unsafe_image.detach(), batch.logit_scale),
+        needs=("unsafe_image", "caption_is_unsafe", "image_is_safe"),
+    ),
+    "mixed_image": Term(
+        lambda batch: contrast(batch.tuned.unsafe_image, batch.tuned.unsafe_text.detach(), batch.logit_scale),
+        needs=("unsafe_image", "caption_is_safe", "image_is_unsafe"),
+    ),
+    # ... and two that are unsafe stay together.
+    "coherence": Term(
+        lambda batch: contrast(batch.tuned.unsafe_text, batch.tuned.unsafe_image, batch.logit_scale),
+        needs=("unsafe_image", "caption_is_unsafe", "image_is_unsafe"),
+    ),
 }
 TERMS = tuple(name for name in LossWeights.model_fields if name not in OPTIONAL)

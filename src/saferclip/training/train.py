@@ -136,7 +136,8 @@ def _read(
         inputs.read_split(files[split], clip, stored.get(split), group.count) for split in ("train", "validation")
     )
     targets = inputs.read_targets(settings.method, files["train"], files["neighbours"])
-    frozen = inputs.read_frozen(files["embeddings"], targets, quadruples.images)
+    labels = inputs.read_labels(settings.method, files["train"])
+    frozen = inputs.read_frozen(files["embeddings"], targets, quadruples.images, labels)
     return Material(tuner, quadruples, held_out, targets, frozen)
 
 
@@ -175,11 +176,14 @@ def _rows_used(settings: TrainingSettings, material: Material) -> dict[str, dict
 
 
 def _log_gaps(rows: Mapping[str, Mapping[str, int]], held_out: Images) -> None:
-    """Say what withheld images mean for this run; nothing where all images are there."""
+    """Say what withheld images and labels mean for this run; nothing where every row takes part in every term."""
     for name, row in rows.items():
         if row["left_out"]:
             total = row["used"] + row["left_out"]
-            logger.warning("%s: %d of %d rows take part, the others lack an image", name, row["used"], total)
+            logger.warning(
+                "%s: %d of %d rows take part, the others lack an image or are labelled otherwise",
+                *(name, row["used"], total),
+            )
     measured = validation_rows(held_out)
     if any(count < len(held_out.safe) for count in measured.values()):
         rows_of = ", ".join(f"{direction} {count}" for direction, count in measured.items())

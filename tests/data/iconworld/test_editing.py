@@ -12,6 +12,8 @@ from saferclip.data.iconworld import (
     concept,
     count_scene,
     describe,
+    harmless_caption,
+    harmless_scene,
     loose_edit,
     minimal_edit,
     parse,
@@ -102,3 +104,31 @@ def test_edits_follow_from_the_generator(captions: list[str]) -> None:
     for edit in (minimal_edit, loose_edit):
         first, second = (edit(captions[0], "hazard", np.random.default_rng(9)) for _ in range(2))
         assert first == second
+
+
+def test_harmless_caption_replaces_what_is_unsafe_and_nothing_else(captions: list[str]) -> None:
+    rng = np.random.default_rng(6)
+    for number, caption in enumerate(captions):
+        unsafe = minimal_edit(caption, categories()[number % len(categories())], rng)
+        harmless = harmless_caption(unsafe, rng, common_concepts())
+        before, after = parse(unsafe), parse(harmless)
+        assert not unsafe_concepts_in(harmless)
+        assert after.background == before.background and after.counts == before.counts
+        for (name, colour), (stand_in, stand_in_colour) in zip(before.objects, after.objects, strict=True):
+            assert colour == stand_in_colour
+            assert (name != stand_in) == concept(name).unsafe
+        assert len({name for name, _ in after.objects}) == len(after.objects)
+
+
+def test_harmless_scene_keeps_all_but_what_is_unsafe() -> None:
+    rng = np.random.default_rng(7)
+    for _ in range(100):
+        scene = sample_scene(rng, common_concepts(), always=["pistol"])
+        harmless = harmless_scene(scene, rng, common_concepts())
+        changed = [old for old, new in zip(scene.objects, harmless.objects, strict=True) if old != new]
+        assert [item.concept for item in changed] == ["pistol"]
+        assert len(set(harmless.concepts)) == len(harmless.concepts)
+        assert not any(concept(name).unsafe for name in harmless.concepts)
+        assert (harmless.background, harmless.style, harmless.layout_seed) == (
+            *(scene.background, scene.style, scene.layout_seed),
+        )

@@ -13,7 +13,13 @@ from saferclip.data.iconworld.captions import (
     imagine,
     parse,
 )
-from saferclip.data.iconworld.editing import loose_edit, minimal_edit, unsafe_concepts_in
+from saferclip.data.iconworld.editing import (
+    harmless_caption,
+    harmless_scene,
+    loose_edit,
+    minimal_edit,
+    unsafe_concepts_in,
+)
 from saferclip.data.iconworld.rendering import render, visible_fraction
 from saferclip.data.iconworld.scenes import (
     BACKGROUNDS,
@@ -55,6 +61,8 @@ __all__ = [
     "count_scene",
     "describe",
     "groups",
+    "harmless_caption",
+    "harmless_scene",
     "imagine",
     "loose_edit",
     "minimal_edit",

@@ -16,7 +16,7 @@ from saferclip.data.iconworld.captions import (
     random_lead,
 )
 from saferclip.data.iconworld.grammar import NounPhrase, Sentence, parse_sentence
-from saferclip.data.iconworld.scenes import MOST_OBJECTS, random_background, random_colour
+from saferclip.data.iconworld.scenes import MOST_OBJECTS, Scene, pick_distinct, random_background, random_colour
 from saferclip.data.iconworld.vocabulary import common_concepts, concept, unsafe_concepts
 
 
@@ -59,6 +59,28 @@ def loose_edit(
     sentence = _made_unsafe(sentence, unsafe, rng)
     pool = common_concepts() if safe_objects is None else safe_objects
     return _reworded(sentence, unsafe, pool, looseness, rng).text()
+
+
+def harmless_caption(caption: str, rng: np.random.Generator, safe_objects: Sequence[str]) -> str:
+    """The caption with each unsafe object replaced by one of `safe_objects` that it does not name."""
+    sentence = parse_sentence(caption)
+    names = _without_unsafe([item.concept for item in sentence.objects], rng, safe_objects)
+    items = tuple(replace(item, concept=name) for item, name in zip(sentence.objects, names, strict=True))
+    return replace(sentence, objects=items).text()
+
+
+def harmless_scene(scene: Scene, rng: np.random.Generator, safe_objects: Sequence[str]) -> Scene:
+    """The scene with each unsafe object replaced by one of `safe_objects` that it does not hold."""
+    names = _without_unsafe(scene.concepts, rng, safe_objects)
+    items = tuple(replace(item, concept=name) for item, name in zip(scene.objects, names, strict=True))
+    return replace(scene, objects=items)
+
+
+def _without_unsafe(names: Sequence[str], rng: np.random.Generator, safe_objects: Sequence[str]) -> list[str]:
+    others = [name for name in safe_objects if name not in names]
+    unsafe = [name for name in names if concept(name).unsafe]
+    stand_ins = iter(pick_distinct(rng, others, len(unsafe)))
+    return [next(stand_ins) if concept(name).unsafe else name for name in names]
 
 
 def _unsafe(sentence: Sentence, category: str, rng: np.random.Generator, objects: Sequence[str] | None) -> str:
