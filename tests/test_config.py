@@ -471,6 +471,33 @@ def test_a_published_model_is_evaluated_but_not_trained() -> None:
         run.published("safe-clip")
 
 
+HYPERBOLIC = config.read(CONFIGS / "mini-peers.yaml")["methods"]["hysac"]
+
+
+def test_a_hyperbolic_method_is_trained_by_settings_of_its_own() -> None:
+    run = config.validate(changed(lambda values: values["methods"].update(hysac=HYPERBOLIC)))
+    assert run.trained == ["safe-clip", "safer-clip", "hysac"]
+    settings = config.parse_settings(config.TrainingSettings, run.settings_of("training", "hysac"))
+    assert settings == run.training("hysac") and isinstance(settings.method, config.HyperbolicMethod)
+    assert config.validate(run.model_dump(mode="json")) == run
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": "paired"}, "methods.hysac.targets: unknown key"),
+        ({"geometry": {**HYPERBOLIC["geometry"], "kind": "flat"}}, "methods.hysac.geometry.kind: "),
+        ({"geometry": {**HYPERBOLIC["geometry"], "curvature": -1.0}}, "methods.hysac.geometry.curvature: "),
+        ({"geometry": {**HYPERBOLIC["geometry"], "safe_shar": 0.5}}, "did you mean 'safe_share'?"),
+        ({"weights": {"preservation_text": 1.0}}, "methods.hysac.weights.preservation_text: unknown key"),
+        ({"weights": dict.fromkeys(HYPERBOLIC["weights"], 0.0)}, "at least one weight must be above 0"),
+    ],
+)
+def test_a_hyperbolic_methods_settings_are_explained(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config.validate(changed(lambda values: values["methods"].update(hysac={**HYPERBOLIC, **change})))
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [

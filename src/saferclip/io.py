@@ -73,6 +73,7 @@ class EvaluationRecord(BaseModel):
     counts: dict[str, int] = Field(description="queries, gallery items, rows left out")
     metrics: dict[str, Metric] = Field(description="shares in percent, cosines and distances raw")
     provenance: dict[str, Any]
+    left_out: dict[str, str] = Field(default={}, description="metrics that this model cannot have, and why")
 
 
 def encode_png(image: Image.Image | np.ndarray) -> bytes:

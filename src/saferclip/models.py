@@ -20,7 +20,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from saferclip import io, untrusted
+from saferclip import heads, io, untrusted
+from saferclip.heads import Head
 
 WEIGHTS = "open_clip_model.safetensors"
 ARCHITECTURE = "open_clip_config.json"
@@ -34,6 +35,7 @@ class Clip:
     preprocess: Callable[[Image.Image], Tensor]
     tokenize: Callable[[Sequence[str]], Tensor]
     architecture: dict[str, Any]
+    head: Head | None = None  # how outputs become embeddings, where they are not just normalised
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> Clip:
@@ -46,6 +48,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Clip:
             raise io.DataError(f"{folder}: not an open_clip model folder: {name} is missing")
     architecture = io.read_json(folder / ARCHITECTURE)
     untrusted.check_architecture(folder / ARCHITECTURE, architecture)
+    head = heads.read(folder / ARCHITECTURE, architecture)
     source = f"local-dir:{folder}"
     try:
         untrusted.check_size(folder / ARCHITECTURE, architecture, folder / WEIGHTS)
@@ -63,6 +66,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Clip:
         preprocess=preprocess,
         tokenize=tokenize,
         architecture=architecture,
+        head=head,
     )
 
 
@@ -105,14 +109,14 @@ def autocast(device: torch.device | str, precision: str) -> Iterator[None]:
         yield
 
 
-def text_features(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Embed token ids of shape (batch, context) as unit vectors of shape (batch, dim).
+def text_features(model: nn.Module, tokens: Tensor, normalize: bool = True) -> Tensor:
+    """Embed token ids of shape (batch, context) as unit vectors of shape (batch, dim), or as what the encoder gives.
 
     CLIP's text attention is causal and the feature is read at the end token, so positions after
     the batch's last end token cannot matter: cutting them off is exact and much cheaper.
     """
     if not isinstance(model, CLIP) or model.text_pool_type != "argmax":
-        return model.encode_text(tokens, normalize=True)  # type: ignore[operator]
+        return model.encode_text(tokens, normalize=normalize)  # type: ignore[operator]
     tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
     length = tokens.shape[1]
     hidden = model.token_embedding(tokens) + model.positional_embedding[:length]
@@ -121,12 +125,27 @@ def text_features(model: nn.Module, tokens: Tensor) -> Tensor:
     pooled = text_global_pool(hidden, tokens, model.text_pool_type)
     projection = model.text_projection
     projected = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
-    return functional.normalize(projected.float(), dim=-1)
+    return functional.normalize(projected.float(), dim=-1) if normalize else projected.float()
 
 
-def image_features(model: nn.Module, images: Tensor) -> Tensor:
-    """Embed preprocessed images of shape (batch, 3, height, width) as unit vectors (batch, dim)."""
-    return functional.normalize(model.encode_image(images).float(), dim=-1)  # type: ignore[operator]
+def image_features(model: nn.Module, images: Tensor, normalize: bool = True) -> Tensor:
+    """Embed preprocessed images of shape (batch, 3, height, width), likewise: (batch, dim)."""
+    features = model.encode_image(images).float()  # type: ignore[operator]
+    return functional.normalize(features, dim=-1) if normalize else features
+
+
+def _embed_texts(clip: Clip, tokens: Tensor) -> Tensor:
+    """Unit vectors of token ids, by the model's head where it has one."""
+    if clip.head is None:
+        return text_features(clip.model, tokens).cpu()
+    return clip.head.embed(text_features(clip.model, tokens, normalize=False).cpu(), "text")
+
+
+def _embed_images(clip: Clip, images: Tensor) -> Tensor:
+    """Unit vectors of preprocessed images, by the model's head where it has one."""
+    if clip.head is None:
+        return image_features(clip.model, images).cpu()
+    return clip.head.embed(image_features(clip.model, images, normalize=False).cpu(), "image")
 
 
 @torch.inference_mode()
@@ -136,7 +155,7 @@ def encode_texts(clip: Clip, texts: Sequence[str], batch_size: int, progress: st
     # Captions of like length together: each batch is cut to its longest.
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     encoded = [
-        text_features(clip.model, clip.tokenize([texts[row] for row in rows]).to(device)).cpu()
+        _embed_texts(clip, clip.tokenize([texts[row] for row in rows]).to(device))
         for rows in _batches(order, batch_size, progress, len(texts))
     ]
     result = torch.cat(encoded)
@@ -150,7 +169,7 @@ def encode_images(
     """Embed pictures in fp32: unit vectors of shape (number of images, dim) on the CPU."""
     device = next(clip.model.parameters()).device
     encoded = [
-        image_features(clip.model, torch.stack([clip.preprocess(image) for image in batch]).to(device)).cpu()
+        _embed_images(clip, torch.stack([clip.preprocess(image) for image in batch]).to(device))
         for batch in _batches(images, batch_size, progress, total)
     ]
     return torch.cat(encoded)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from saferclip import downloads
-from saferclip.config import Config, ConfigError, CostSettings, MethodSettings, downloads_of
+from saferclip.config import Config, ConfigError, CostSettings, TrainedMethod, downloads_of
 
 
 class Step(NamedTuple):
@@ -61,7 +61,7 @@ class _Sizes:
         self.held_out = min(costs.held_out_rows, limit)
         self.benchmark = config.benchmark.size if config.benchmark else 0
         methods = config.methods.values()
-        self.trainings = sum(isinstance(method, MethodSettings) for method in methods) * len(config.seeds)
+        self.trainings = sum(isinstance(method, TrainedMethod) for method in methods) * len(config.seeds)
         self.models = sum(len(config.seeds_of(method)) for method in config.methods)
 
     @property

@@ -20,6 +20,7 @@ from saferclip.base_model import activation, formats, hub
 from saferclip.base_model.activation import ActivationError
 from saferclip.base_model.fetch import fetch
 from saferclip.config import BaseModelSettings, ConfigError, parse
+from saferclip.heads import SECTION, Head
 
 from .conftest import MODEL_CFG, PREPROCESSING
 
@@ -59,6 +60,21 @@ def test_a_local_folder_is_copied_unchanged(get: Fetch, tiny_clip_folder: Path, 
     get(f"local-dir:{tiny_clip_folder}")
     for name in (models.WEIGHTS, models.ARCHITECTURE):
         assert (tmp_path / "model" / name).read_bytes() == (tiny_clip_folder / name).read_bytes()
+
+
+def test_a_model_in_hyperbolic_space_may_be_compared_with_but_not_started_from(
+    get: Fetch, tiny_clip_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_clip_folder, tmp_path / "hyperbolic")
+    path = tmp_path / "hyperbolic" / models.ARCHITECTURE
+    head = Head(curvature=1.0, text_scale=0.3, image_scale=0.3, largest=5.0)
+    path.write_text(json.dumps({**io.read_json(path), SECTION: head.model_dump(exclude_none=True)}))
+    source = f"local-dir:{tmp_path / 'hyperbolic'}"
+    with pytest.raises(ConfigError, match="base_model: source: embeds into hyperbolic space"):
+        get(source)
+    settings = BaseModelSettings(source=source, architecture=None)
+    fetch(settings, {}, tmp_path / "downloads", "methods.other.weights", tmp_path / "published")
+    assert models.load(tmp_path / "published").head == head
 
 
 def test_a_resnet_is_fetched_too(get: Fetch, tiny_resnet_clip_folder: Path) -> None:

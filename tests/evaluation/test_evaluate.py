@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from saferclip import io, models
+from saferclip import io, metrics, models
 from saferclip.config import EmbeddedData, EvaluationSettings, MiniSets, SceneDetail, SetsStep
 from saferclip.data import embedded, test_sets
 from saferclip.evaluation.encoder import Encoder, Encoders
@@ -276,6 +276,12 @@ class Oracle:
     def _axis(self) -> Tensor:
         self.axes += 1
         return functional.one_hot(torch.tensor(self.axes), 500).float()
+
+    across_only = False
+    ensemble = staticmethod(metrics.ensemble_classifier)
+
+    def queries(self, embeddings: Tensor) -> Tensor:
+        return embeddings
 
     def texts(self, captions: Sequence[str]) -> Tensor:
         return torch.stack([self.vectors[caption] for caption in captions])

@@ -24,6 +24,7 @@ from saferclip.config import ExportSettings
 from saferclip.conversion import ConversionError
 from saferclip.export import export, formats, verification
 from saferclip.export.verification import ExportError
+from saferclip.heads import SECTION, Head
 
 SETTINGS = ExportSettings(
     licence="cc-by-nc-4.0", formats=None, title="ViSU-test", base_model="hf-hub:lab/CLIP-tiny@abc"
@@ -186,6 +187,23 @@ def test_what_a_format_lacks_is_said(change: dict[str, Any], reason: str, tuned:
     changed = {**architecture, **change, "model_cfg": architecture["model_cfg"] | {"text_cfg": text}}
     assert reason in "; ".join(formats.obstacles("transformers", changed))
     assert formats.obstacles("open_clip", changed) == []
+
+
+def test_a_model_in_hyperbolic_space_is_no_clip_model_and_the_card_says_so(tuned: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tuned, folder)
+    head = Head(curvature=1.0, text_scale=0.3, image_scale=0.3, largest=5.0, text_limit=0.1)
+    path = folder / models.ARCHITECTURE
+    path.write_text(json.dumps({**io.read_json(path), SECTION: head.model_dump(exclude_none=True)}))
+    export.export(NOTHING, folder, None, None, tmp_path / "export")
+    record = io.read_json(tmp_path / "export" / export.RECORD)
+    assert list(record["differences"]) == ["open_clip", "diffusers"]  # states of captions come before the head
+    assert list(record["left_out"]) == ["transformers"] and SECTION in record["left_out"]["transformers"][0]
+    assert models.load(tmp_path / "export" / "open_clip").head == head
+    _, text = card(tmp_path / "export" / "README.md")
+    assert "no plain CLIP" in text and "embeddings in hyperbolic space" in text
+    with pytest.raises(ConversionError, match=f"format 'transformers' cannot express this model: {SECTION}"):
+        export.export(NOTHING.model_copy(update={"formats": ("transformers",)}), folder, None, None, tmp_path / "x")
 
 
 def test_the_card_states_data_method_settings_results_and_limits(exported: Path) -> None:

@@ -92,6 +92,21 @@ def test_figures_say_what_could_not_be_measured(make_run: Callable[..., Any]) ->
     assert len(captions) == len(run.settings.runs) and captions[0].get_ylabel().startswith("Captions")
 
 
+def test_a_method_without_cosines_has_no_drift_and_no_place_on_the_map(make_run: Callable[..., Any]) -> None:
+    """As one in hyperbolic space, whose evaluation says so."""
+    run = make_run()
+    for folder in run.folder.glob("evaluation/safe-clip/seed-*"):
+        record = json.loads((folder / "drift.json").read_text())
+        record |= {"metrics": {}, "left_out": dict.fromkeys(record["metrics"], "no cosines")}
+        io.write_json(folder / "drift.json", record)
+        save_file({}, folder / "embeddings.safetensors")
+    drawn = build(run, "embedding_map")
+    assert [axes.get_title(loc="left") for axes in drawn.axes[:2]] == ["CLIP", "SaFeR-CLIP"] and len(drawn.axes) == 4
+    table.write("drift", run.settings, run.folder, run.folder / "drift")
+    rows = pd.read_csv(run.folder / "drift.csv").set_index("method")
+    assert rows.loc["Safe-CLIP"].isna().all() and rows.loc["SaFeR-CLIP"].notna().any()
+
+
 def test_zero_shot_accuracy_is_shown_though_images_of_pairs_are_withheld(make_run: Callable[..., Any]) -> None:
     run = make_run(benchmarks=("test", "zero_shot"))
     for path in run.folder.glob("evaluation/*/seed-*/test.json"):

@@ -14,12 +14,14 @@ from typing import Any
 import open_clip
 from safetensors import safe_open
 
-from saferclip import io, models
+from saferclip import heads, io, models
 from saferclip.base_model import activation, formats, hub
 from saferclip.base_model.formats import Declared, Published
 from saferclip.config import BaseModelSettings, ConfigError
 
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+
+BASE_MODEL = "base_model"  # the section of the model that all methods start from
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,13 @@ def fetch(settings: BaseModelSettings, downloads: Mapping[str, Path], cache: Pat
         _check_tokenizer(model.model_cfg)
         with io.atomic_path(output) as folder:
             _write(model, folder)
-            activation.check_behaviour(_load(folder, settings.source), quick_gelu, remedy)
+            clip = _load(folder, settings.source)
+            if clip.head and key == BASE_MODEL:  # mining and losses compare its embeddings by their cosine
+                raise ConfigError(
+                    f"source: embeds into hyperbolic space ({heads.SECTION} of its {models.ARCHITECTURE}); choose a "
+                    "plain CLIP to start from"
+                )
+            activation.check_behaviour(clip, quick_gelu, remedy)
 
 
 def locate(settings: BaseModelSettings, downloads: Mapping[str, Path], cache: Path) -> Published:

@@ -26,6 +26,7 @@ from saferclip.config.evaluation import CostSettings, EvaluationSettings, Figure
 from saferclip.config.models import BaseModelSettings, BaseModelTrainingSettings, ExportSettings
 from saferclip.config.tools import DownloadSettings
 from saferclip.config.training import (
+    HyperbolicMethod,
     Method,
     MethodSettings,
     MiningSettings,
@@ -34,6 +35,7 @@ from saferclip.config.training import (
     SelectionSettings,
     TargetRule,
     TargetsStep,
+    TrainedMethod,
     TrainingSettings,
 )
 
@@ -140,9 +142,9 @@ class Config(Settings):
         """Settings of one method's training; raises ConfigError for one that is not trained here."""
         return TrainingSettings(optimisation=self.optimisation, method=self._trained_method(method))
 
-    def _trained_method(self, method: str) -> MethodSettings:
+    def _trained_method(self, method: str) -> MethodSettings | HyperbolicMethod:
         settings = self.methods.get(method)
-        if not isinstance(settings, MethodSettings):
+        if not isinstance(settings, TrainedMethod):
             raise ConfigError(f"method '{method}' is not trained; choose one of: {', '.join(self.trained)}")
         return settings
 
@@ -193,7 +195,7 @@ class Config(Settings):
     @property
     def trained(self) -> list[str]:
         """Methods that this run trains: neither the untuned model nor published or edited ones."""
-        return [name for name, settings in self.methods.items() if isinstance(settings, MethodSettings)]
+        return [name for name, settings in self.methods.items() if isinstance(settings, TrainedMethod)]
 
     @property
     def edited(self) -> list[str]:

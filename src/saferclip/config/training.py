@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -192,13 +192,18 @@ Targets = Annotated[
 ]
 
 
-class MethodSettings(Settings):
+class TrainedMethod(Settings):
+    """What all ways of fine-tuning have in common."""
+
+    curriculum: Literal["none", "progressive", "reversed"]
+    learning_rate: float = Field(gt=0)
+
+
+class MethodSettings(TrainedMethod):
     """One way of fine-tuning; ``methods`` in the config maps names to these."""
 
     targets: Targets = Field(description="the paired safe item, the paper's nearest, or a rule of one's own")
     cross_modal: Literal["infonce", "relative", "margin"]
-    curriculum: Literal["none", "progressive", "reversed"]
-    learning_rate: float = Field(gt=0)
     weights: LossWeights
     tuner: MaskSettings | None = Field(None, description="what is trained; default: adapters, by optimisation.lora")
     margin: MarginSettings | None = Field(None, description="of cross_modal 'margin'")
@@ -223,6 +228,57 @@ class MethodSettings(Settings):
         return self
 
 
+class HyperbolicSettings(Settings):
+    """Hyperbolic space in the Lorentz model, into which both encoders embed."""
+
+    kind: Literal["hyperbolic"]
+    curvature: float = Field(gt=0, description="at first; it is learnt, within a tenth and ten times of this")
+    aperture_scale: float = Field(gt=0, description="factor of the half aperture of entailment cones")
+    largest: float = Field(gt=0, le=8, description="highest distance from the root, times the root of curvature")
+    safe_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        description="queries farther from the root than this share of safe inputs of the validation split are moved "
+        "toward it; null: none are"
+    )
+
+
+class HyperbolicWeights(Settings):
+    """Weights of the terms in hyperbolic space; they are normalised to sum 1.
+
+    *contrast* terms bring captions and images of one row together: both safe, both unsafe, and the mixed pairs by what
+    is safe in them. *entailment* terms keep the second in the cone of the first: safe caption and image, unsafe caption
+    and image, and, for *safety*, safe image and unsafe caption.
+    """
+
+    contrast_safe: float = Field(ge=0)
+    contrast_unsafe: float = Field(ge=0)
+    contrast_safe_text: float = Field(ge=0)
+    contrast_safe_image: float = Field(ge=0)
+    entailment_safe: float = Field(ge=0)
+    entailment_unsafe: float = Field(ge=0)
+    entailment_safety: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> HyperbolicWeights:
+        if sum(self.given.values()) == 0:
+            raise ValueError("at least one weight must be above 0")
+        return self
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The weights by term."""
+        return self.model_dump()
+
+
+class HyperbolicMethod(TrainedMethod):
+    """Fine-tuning into hyperbolic space, with terms of its own that compare paired inputs (HySAC)."""
+
+    targets: ClassVar[Literal["paired"]] = "paired"
+    cross_modal: ClassVar[Literal["infonce"]] = "infonce"  # of terms that it does not have
+    tuner: ClassVar[None] = None  # adapters
+    geometry: HyperbolicSettings
+    weights: HyperbolicWeights
+
+
 class PublishedModel(Settings):
     """A model that others have tuned: evaluated as it is, beside those that this run trains."""
 
@@ -232,6 +288,7 @@ class PublishedModel(Settings):
 # Stand in the places of errors, never in a configuration.
 KINDS_OF_METHOD: dict[str, type[Settings]] = {
     "(trained)": MethodSettings,
+    "(hyperbolic)": HyperbolicMethod,
     "(published)": PublishedModel,
     "(edited)": EditedModel,
     **{f"({kind})": section for kind, section in EDITS.items()},
@@ -243,6 +300,8 @@ def _kind_of_method(value: Any) -> str:
     """Which kind a method is meant to be: losses have weights, and so have models, but these have a source."""
     if isinstance(value, EditedModel) or (isinstance(value, dict) and "edit" in value):
         return "(edited)"
+    if isinstance(value, HyperbolicMethod) or (isinstance(value, dict) and "geometry" in value):
+        return "(hyperbolic)"
     weights = value.get("weights") if isinstance(value, dict) else getattr(value, "weights", None)
     published = "source" in weights if isinstance(weights, dict) else isinstance(weights, BaseModelSettings)
     return "(published)" if published else "(trained)"
@@ -252,6 +311,7 @@ def _kind_of_method(value: Any) -> str:
 Method = Annotated[
     Annotated[
         Annotated[MethodSettings, Tag("(trained)")]
+        | Annotated[HyperbolicMethod, Tag("(hyperbolic)")]
         | Annotated[PublishedModel, Tag("(published)")]
         | Annotated[EditedModel, Tag("(edited)")],
         Discriminator(_kind_of_method),
@@ -265,7 +325,10 @@ class TrainingSettings(Settings):
     """All that one training run may depend on, besides its input files and its seed."""
 
     optimisation: OptimisationSettings
-    method: MethodSettings
+    method: Annotated[
+        Annotated[MethodSettings, Tag("(trained)")] | Annotated[HyperbolicMethod, Tag("(hyperbolic)")],
+        Discriminator(_kind_of_method),
+    ]
 
 
 class SelectionSettings(Settings):

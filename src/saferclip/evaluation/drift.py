@@ -12,8 +12,10 @@ from saferclip.evaluation import handover, quadruples
 from saferclip.evaluation.encoder import Encoders
 from saferclip.evaluation.result import Result
 from saferclip.evaluation.result import mean as mean_of
+from saferclip.heads import ACROSS_ONLY
 
 COLUMNS = quadruples.SAFE
+METRICS = ("safe_text/cosine", "safe_image/cosine", "uniformity_text", "uniformity_image", "alignment")
 
 
 def evaluate(path: Path, encoders: Encoders, settings: EvaluationSettings) -> Result:
@@ -22,6 +24,8 @@ def evaluate(path: Path, encoders: Encoders, settings: EvaluationSettings) -> Re
     The untuned model's own drift is a cosine of 1, beside its alignment and uniformity: what the
     other methods' are to be compared with.
     """
+    if encoders.model.across_only:
+        return Result(left_out=dict.fromkeys(METRICS, ACROSS_ONLY))
     tuned = quadruples.embed(path, encoders.model, COLUMNS)
     base = encoders.base
     before = handover.read(base) if isinstance(base, Path) else quadruples.embed(path, base, COLUMNS).embeddings

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saferclip import io, models
+from saferclip import io, metrics, models
 
 Cache = dict[Hashable, Tensor]
 
@@ -65,6 +65,19 @@ class Encoder:
                 )
             ),
         )
+
+    @property
+    def across_only(self) -> bool:
+        """Whether embeddings may be compared across the modalities alone, and not with another model's."""
+        return self.clip.head is not None
+
+    def queries(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (rows, dim) as they search: moved where the model's head moves queries."""
+        return self.clip.head.as_queries(embeddings) if self.clip.head else embeddings
+
+    def ensemble(self, prompts: Tensor) -> Tensor:
+        """Class embeddings from those of prompts: (classes, templates, dim) to unit rows (classes, dim)."""
+        return self.clip.head.ensemble(prompts) if self.clip.head else metrics.ensemble_classifier(prompts)
 
     def _numbers(self, encoded: Tensor) -> Tensor:
         if not encoded.isfinite().all():

@@ -74,6 +74,7 @@ def evaluate(
             counts=result.counts,
             metrics=result.metrics,
             provenance=origin,
+            left_out=result.left_out,
         )
         io.write_evaluation(output / f"{benchmark}.json", record)
         ranks.extend({"benchmark": benchmark, **row} for row in result.ranks)
@@ -89,8 +90,10 @@ def evaluate(
 def map_points(path: Path, encoder: Encoder) -> dict[str, torch.Tensor]:
     """Embeddings of the first complete quadruples, for a map: column to fp16 (rows, dim).
 
-    Those of captions alone if no quadruple is complete.
+    Those of captions alone if no quadruple is complete; none of a model whose embeddings have no place on it.
     """
+    if encoder.across_only:
+        return {}
     data = quadruples.embed(path, encoder)
     columns = list(data.embeddings) if len(data.complete(data.embeddings)) else quadruples.CAPTIONS
     rows = data.complete(columns)[:MAPPED_QUADRUPLES]

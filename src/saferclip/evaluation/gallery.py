@@ -104,8 +104,9 @@ def _search(
     captions, images = table.captions(places, encoder), table.images(places, encoder)
     for direction, queries, items in zip(DIRECTIONS, (captions, images), (images, captions), strict=True):
         asked = slice(queries.unsafe)
+        searching = encoder.queries(queries.embeddings[asked])
         title = f"{name}/{direction}" if name else direction
-        yield search_for_safe(title, queries.embeddings[asked], queries.ids[asked], items, settings.block_size)
+        yield search_for_safe(title, searching, queries.ids[asked], items, settings.block_size)
 
 
 def _mean(found: Sequence[Hits], settings: EvaluationSettings) -> io.Metric:

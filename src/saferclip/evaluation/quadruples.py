@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,10 @@ IMAGES = ("safe_image", "unsafe_image")
 SAFE = ("safe_caption", "safe_image")
 
 
+def _unmoved(embeddings: Tensor) -> Tensor:
+    return embeddings
+
+
 @dataclass(frozen=True)
 class Quadruples:
     """Rows of the table with their embeddings.
@@ -28,6 +32,7 @@ class Quadruples:
     ids: list[str]
     embeddings: dict[str, Tensor]
     present: dict[str, Tensor]
+    searching: Callable[[Tensor], Tensor] = _unmoved  # what a model does to embeddings (rows, dim) of queries
 
     def complete(self, columns: Iterable[str]) -> Tensor:
         """Positions of the rows that have all of these columns."""
@@ -36,6 +41,10 @@ class Quadruples:
     def take(self, rows: Tensor, *columns: str) -> Tensor:
         """Embeddings of these rows, column after column: (rows * columns, dim)."""
         return torch.cat([self.embeddings[column][rows] for column in columns])
+
+    def queries(self, rows: Tensor, column: str) -> Tensor:
+        """Embeddings of these rows as they search: (rows, dim)."""
+        return self.searching(self.take(rows, column))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -62,4 +71,4 @@ def embed(path: Path, encoder: Encoder, columns: Sequence[str] = CAPTIONS + IMAG
         embeddings[column] = torch.zeros(len(ids), encoded.shape[-1])
         embeddings[column][there] = encoded
         present[column] = there
-    return Quadruples(ids, embeddings, present)
+    return Quadruples(ids, embeddings, present, encoder.queries)

@@ -19,12 +19,13 @@ class Result:
     """The numbers of one benchmark, and how every single query fared.
 
     ``ranks`` are rows with direction, query_id, rank (1 = a correct item came first), top_id,
-    top_unsafe and similarity (of the top item).
+    top_unsafe and similarity (of the top item).  ``left_out`` names metrics that this model cannot have, and why.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, io.Metric] = field(default_factory=dict)
     ranks: list[dict[str, Any]] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 class Evaluator(Protocol):

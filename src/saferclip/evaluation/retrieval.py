@@ -15,6 +15,7 @@ from saferclip.evaluation.quadruples import Quadruples
 from saferclip.evaluation.result import Result, prefixed, share
 from saferclip.evaluation.result import mean as mean_of
 from saferclip.evaluation.search import Gallery, Hits, search_for_one
+from saferclip.heads import ACROSS_ONLY
 
 # Direction: column of the queries, columns of the gallery.  The last one holds the correct items,
 # each in its query's row.
@@ -34,8 +35,11 @@ def evaluate(path: Path, encoders: Encoders, settings: EvaluationSettings) -> Re
     """
     data = quadruples.embed(path, encoders.model)
     result = Result(counts=data.counts)
-    captions = data.embeddings["safe_caption"], data.embeddings["unsafe_caption"]
-    result.metrics["paired_caption_similarity"] = mean_of(metrics.similarities(*captions), settings)
+    if encoders.model.across_only:
+        result.left_out["paired_caption_similarity"] = ACROSS_ONLY
+    else:
+        captions = data.embeddings["safe_caption"], data.embeddings["unsafe_caption"]
+        result.metrics["paired_caption_similarity"] = mean_of(metrics.similarities(*captions), settings)
     for direction, (query, items) in DIRECTIONS.items():
         rows = data.complete((query, *items))
         result.counts[f"{direction}/left_out"] = len(data.ids) - len(rows)
@@ -60,7 +64,7 @@ def search(data: Quadruples, rows: Tensor, direction: str, block_size: int) -> H
     unsafe = len(rows) * (len(items) - 1)
     return search_for_one(
         direction,
-        queries=data.take(rows, query),
+        queries=data.queries(rows, query),
         query_ids=ids,
         gallery=Gallery(data.take(rows, *items), ids * len(items), unsafe),
         correct=unsafe + torch.arange(len(rows)),

@@ -84,7 +84,7 @@ def classify(encoder: Encoder, task: dict[str, Any], table: Table, name: str, bl
     """Compare each image of a set with the mean prompt of every class; a tie with another class is an error."""
     classes, templates, rows = task["classes"], task["templates"], table.rows[name]
     prompts = encoder.texts([template.format(name) for name in classes for template in templates])
-    classifier = metrics.ensemble_classifier(prompts.view(len(classes), len(templates), -1))
+    classifier = encoder.ensemble(prompts.view(len(classes), len(templates), -1))
     images = encoder.images(io.read_cells(table.path, "image", rows), len(rows))
     labels = torch.tensor([table.labels[row] for row in rows])
     ranks, best = metrics.ranks_and_top(images, classifier, labels, 1, block_size)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jinja2
 import yaml
 
-from saferclip import conversion, escaping, io
+from saferclip import conversion, escaping, heads, io
 from saferclip.export import formats
 
 TEMPLATE = "model_card.md.jinja"
@@ -66,6 +66,7 @@ def facts(
         "commit": record["provenance"]["commit"],
         "versions": record["provenance"]["versions"],
         "model_cfg": architecture["model_cfg"],
+        "head": architecture.get(heads.SECTION),
         "encoder": encoder,
         "pipelines": _pipelines(encoder) if encoder else None,
     }

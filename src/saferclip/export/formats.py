@@ -9,7 +9,7 @@ from typing import Any
 
 import open_clip
 
-from saferclip import conversion, io, models
+from saferclip import conversion, heads, io, models
 from saferclip.conversion import ConversionError
 
 FORMATS = ("open_clip", "transformers", "diffusers")
@@ -26,7 +26,11 @@ def obstacles(name: str, architecture: Mapping[str, Any]) -> list[str]:
     model_cfg = architecture["model_cfg"]
     if name == "open_clip":
         return []
-    found = conversion.obstacles(model_cfg)
+    found = []
+    # Diffusion models read states from before the head; a CLIPModel would compare by cosine, silently.
+    if name == "transformers" and heads.SECTION in architecture:
+        found.append(f"{heads.SECTION}: embeddings in hyperbolic space, for which CLIPModel has no word")
+    found += conversion.obstacles(model_cfg)
     vocabulary = model_cfg["text_cfg"].get("vocab_size", open_clip.SimpleTokenizer().vocab_size)
     if vocabulary != open_clip.SimpleTokenizer().vocab_size:
         found.append(f"text_cfg.vocab_size: {vocabulary} (not CLIP's own tokenizer)")

@@ -133,9 +133,12 @@ class Results:
         method = self.methods[0]
         return self._record_path(method, self.runs[method][0], benchmark).is_file()
 
-    def has_metric(self, benchmark: str, metric: str) -> bool:
-        """Whether a metric was measured: withheld images leave gaps."""
-        return self.has(benchmark) and metric in self._first_record(benchmark).metrics
+    def has_metric(self, benchmark: str, metric: str, method: str | None = None) -> bool:
+        """Whether a metric was measured: withheld images leave gaps, and not every method has all of them."""
+        if not self.has(benchmark):
+            return False
+        record = self.record(method, self.runs[method][0], benchmark) if method else self._first_record(benchmark)
+        return metric in record.metrics
 
     def record(self, method: str, seed: int, benchmark: str) -> io.EvaluationRecord:
         """One evaluation record."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from saferclip import io
-from saferclip.config import MethodSettings, TargetRule
+from saferclip.config import HyperbolicMethod, MethodSettings, TargetRule
 from saferclip.mining import embedding, nearest, pixels
 from saferclip.mining.pixels import IMAGES
 from saferclip.models import Clip
@@ -165,7 +165,7 @@ def open_pictures(path: Path, clip: Clip, images: Images, stored: Stored | None,
     return ReadAhead(Memory(columns), images, shape)
 
 
-def read_targets(method: MethodSettings, train: Path, neighbours: Path) -> Targets:
+def read_targets(method: MethodSettings | HyperbolicMethod, train: Path, neighbours: Path) -> Targets:
     """Target rows of each training row by the method's rule, with terciles of their similarity.
 
     ``neighbours`` is what mining wrote for that rule.  Raises DataError if it does not match the training table.

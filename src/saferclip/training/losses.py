@@ -25,10 +25,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from saferclip.config import LossWeights, MethodSettings
+from saferclip.config import HyperbolicWeights, LossWeights, MethodSettings
 from saferclip.training import causal, geometry, similarity
+from saferclip.training.entailment import entailment, lorentz_contrast
 
 CrossModal = Literal["infonce", "relative", "margin"]
+Weights = LossWeights | HyperbolicWeights
 
 
 class Embeddings(NamedTuple):
@@ -104,13 +106,25 @@ class References(NamedTuple):
 COLUMNS = ("safe_text", "unsafe_text", "safe_image", "unsafe_image", "target_text", "target_image")
 
 
+class Space(NamedTuple):
+    """What is the same for all points of hyperbolic space: tensors without axes, and a setting."""
+
+    curvature: Tensor
+    logit_scale: Tensor
+    aperture_scale: float
+
+
 class Batch(NamedTuple):
-    """What a term is a function of: quadruples under the tuned and under the frozen model, and settings."""
+    """What a term is a function of: quadruples under the tuned and under the frozen model, and settings.
+
+    With a space, ``tuned`` are points of it instead of unit vectors.
+    """
 
     tuned: Embeddings
     frozen: References
     logit_scale: float
     method: MethodSettings | None = None  # which optional terms with settings of their own need
+    space: Space | None = None
 
 
 class Term(NamedTuple):
@@ -127,29 +141,34 @@ def terms(
     logit_scale: float,
     names: Sequence[str] | None = None,
     method: MethodSettings | None = None,
+    space: Space | None = None,
 ) -> dict[str, Tensor]:
     """Terms by the name of their weight; each is a scalar, a mean over the rows that take part in it.
 
     ``names`` are those wanted, as ``active`` gives them; the eight of every method if None.  ``method`` is asked for by
-    optional terms that have settings of their own.
+    optional terms that have settings of their own, ``space`` by those that compare points of it.
     """
     wanted = terms_of(cross_modal, names)
     rows = frozen.taking_part(cross_modal, names)
-    batch = Batch(tuned, frozen, logit_scale, method)
+    batch = Batch(tuned, frozen, logit_scale, method, space)
     # Redirection across modalities first: the order decides how gradients are summed up.
     order = sorted(wanted, key=lambda name: not name.startswith("redirection_cross"))
     values = {name: _over(rows[name], wanted[name].value, batch) for name in order}
     return {name: values[name] for name in wanted}
 
 
-def active(weights: LossWeights) -> tuple[str, ...]:
-    """Names of a method's terms: the eight of every method, and optional ones whose weight is above 0."""
-    return (*TERMS, *(name for name in OPTIONAL if weights.given.get(name, 0) > 0))
+def active(weights: Weights) -> tuple[str, ...]:
+    """Names of a method's terms: the eight of every method, and optional ones whose weight is above 0.
+
+    In hyperbolic space, where the eight have no meaning, those whose weight is above 0.
+    """
+    always, others = ((), HYPERBOLIC) if isinstance(weights, HyperbolicWeights) else (TERMS, OPTIONAL)
+    return (*always, *(name for name in others if weights.given.get(name, 0) > 0))
 
 
 def terms_of(cross_modal: CrossModal, names: Sequence[str] | None = None) -> dict[str, Term]:
     """The terms of these names, where redirection across modalities is of this kind."""
-    known = {**COMMON, **REDIRECTION_CROSS[cross_modal], **OPTIONAL}
+    known = {**COMMON, **REDIRECTION_CROSS[cross_modal], **OPTIONAL, **HYPERBOLIC}
     return {name: known[name] for name in (TERMS if names is None else names)}
 
 
@@ -165,14 +184,14 @@ def _over(rows: Tensor, term: Callable[[Batch], Tensor], batch: Batch) -> Tensor
     return term(batch._replace(tuned=tuned, frozen=frozen))
 
 
-def total(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
+def total(terms: Mapping[str, Tensor], weights: Weights) -> Tensor:
     """Weighted mean of the terms: the weights are divided by their sum."""
     values = weights.given
     scale = sum(values.values())
     return torch.stack([term * (values[name] / scale) for name, term in terms.items()]).sum()
 
 
-def contribution(terms: Mapping[str, Tensor], shares: Mapping[str, float], weights: LossWeights) -> Tensor:
+def contribution(terms: Mapping[str, Tensor], shares: Mapping[str, float], weights: Weights) -> Tensor:
     """What a micro-batch adds to the loss of its batch, of which it is the given share, term by term."""
     different = set(shares.values())
     if len(different) == 1:
@@ -349,3 +368,42 @@ OPTIONAL: Mapping[str, Term] = {
     ),
 }
 TERMS = tuple(name for name in LossWeights.model_fields if name not in OPTIONAL)
+
+
+def _contrasted(left: str, right: str) -> Term:
+    """Two columns of a batch brought together in hyperbolic space."""
+
+    def value(batch: Batch) -> Tensor:
+        assert batch.space is not None
+        one, other = getattr(batch.tuned, left), getattr(batch.tuned, right)
+        return lorentz_contrast(one, other, batch.space.curvature, batch.space.logit_scale)
+
+    return Term(value, needs=_images(left, right))
+
+
+def _entailed(general: str, special: str) -> Term:
+    """One column of a batch in the cones of another."""
+
+    def value(batch: Batch) -> Tensor:
+        assert batch.space is not None
+        apexes, points = getattr(batch.tuned, general), getattr(batch.tuned, special)
+        return entailment(apexes, points, batch.space.curvature, batch.space.aperture_scale)
+
+    return Term(value, needs=_images(general, special))
+
+
+def _images(*columns: str) -> tuple[str, ...]:
+    return tuple(name for name in columns if name.endswith("_image"))
+
+
+# HySAC's (CVPR 2025): every caption beside every image of its row, and the way down from what is general:
+# safe caption, safe image, unsafe caption, unsafe image.
+HYPERBOLIC: Mapping[str, Term] = {
+    "contrast_safe": _contrasted("safe_text", "safe_image"),
+    "contrast_unsafe": _contrasted("unsafe_text", "unsafe_image"),
+    "contrast_safe_text": _contrasted("safe_text", "unsafe_image"),
+    "contrast_safe_image": _contrasted("unsafe_text", "safe_image"),
+    "entailment_safe": _entailed("safe_text", "safe_image"),
+    "entailment_unsafe": _entailed("unsafe_text", "unsafe_image"),
+    "entailment_safety": _entailed("safe_image", "unsafe_text"),
+}

@@ -1,6 +1,7 @@
 """Fine-tune a CLIP so that unsafe inputs land on safe ones: one loop for every method.
 
-A method is a choice of targets, cross-modal loss, weights and curriculum (``MethodSettings``).  The
+A method is a choice of targets, cross-modal loss, weights and curriculum (``MethodSettings``), or of terms in
+hyperbolic space (``HyperbolicMethod``), whose numbers are trained and saved with the adapters.  The
 frozen model is never run here: its embeddings are looked up in the table that mining reads.
 """
 
@@ -19,6 +20,7 @@ import torch
 
 from saferclip import io, models, signals, similarity, tuners
 from saferclip.config import ConfigError, TrainingSettings
+from saferclip.heads import SECTION, Head
 from saferclip.mining.embedding import pixels_file
 from saferclip.provenance import digest, file_digest, provenance
 from saferclip.training import curriculum, inputs, losses, processes
@@ -158,8 +160,11 @@ def _epoch(epoch: int, seed: int, material: Material, keeper: Keeper) -> None:
     embedded = tuner.embed_all(material.held_out, keeper.pause)
     if not all(column.isfinite().all() for column in embedded):
         raise DivergenceError(f"training diverged in epoch {epoch}: embeddings of the validation split are not finite")
-    scores = validation_scores(embedded, material.held_out.images)
-    progress.add_epoch({"epoch": epoch, "quadruples": len(rows), "loss": loss, **scores})
+    images = material.held_out.images
+    head = tuner.space.head(embedded, images) if tuner.space else None
+    scores = validation_scores(embedded, images, head)
+    learnt = head.model_dump(exclude_none=True) if head else {}
+    progress.add_epoch({"epoch": epoch, "quadruples": len(rows), "loss": loss, **learnt, **scores})
     keeper.save()
     score = f"{scores[SELECTION_SCORE]:.2f}" if scores else "cannot be measured"
     logger.info("epoch %d: loss %.4f, selection score %s", epoch, loss, score)
@@ -235,6 +240,15 @@ def _check_finite(place: Mapping[str, int], numbers: Mapping[str, float]) -> Non
     raise DivergenceError(f"training diverged at step {place['step']} (epoch {place['epoch']}): {values}")
 
 
+def _architecture(tuner: Tuner, progress: Progress) -> dict[str, Any]:
+    """That of the base model, with the head of the last epoch where the method has a space of its own."""
+    if not tuner.space:
+        return tuner.clip.architecture
+    last = progress.epochs[-1]
+    head = Head.model_validate({name: last[name] for name in Head.model_fields if name in last})
+    return {**tuner.clip.architecture, SECTION: head.model_dump(exclude_none=True)}
+
+
 def _write(
     output: Path, tuner: Tuner, progress: Progress, identity: Mapping[str, Any], rows: Mapping[str, Any]
 ) -> None:
@@ -253,7 +267,7 @@ def _write(
     }
     with io.atomic_path(output) as folder:
         tuner.kind.save(tuner.tuned, folder / "adapter")
-        models.save(folder, tuner.kind.merge(tuner.tuned), tuner.clip.architecture)
+        models.save(folder, tuner.kind.merge(tuner.tuned), _architecture(tuner, progress))
         io.write_csv(folder / "steps.csv", progress.steps)
         io.write_csv(folder / "epochs.csv", progress.epochs)
         io.write_json(folder / "record.json", record)

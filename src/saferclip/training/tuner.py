@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from saferclip import models, tuners
-from saferclip.config import TrainingSettings
+from saferclip.config import HyperbolicMethod, MethodSettings, TrainingSettings
 from saferclip.mining.embedding import spread
 from saferclip.mining.pixels import split_preprocess
 from saferclip.models import Clip
@@ -20,6 +20,7 @@ from saferclip.training.gradient_dropout import GradientDropout, divergence
 from saferclip.training.inputs import Split
 from saferclip.training.losses import Embeddings, References
 from saferclip.training.processes import Processes
+from saferclip.training.space import LearntSpace
 
 # Of a step's numbers those that the clock says; they differ from run to run.
 CLOCK = ("quadruples_per_second", "waiting_for_pixels")
@@ -36,8 +37,12 @@ class Tuner:
         self.settings = settings
         self.processes = processes or Processes()
         self.device = next(tuned.parameters()).device
+        self.space: LearntSpace | None = None  # where embeddings are unit vectors
+        if isinstance(settings.method, HyperbolicMethod):
+            dim = clip.architecture["model_cfg"]["embed_dim"]
+            self.space = LearntSpace(settings.method.geometry, dim, self.device)
         self.kind = tuners.kind_of(settings)
-        self.weights = self.kind.weights(tuned)
+        self.weights = self.kind.weights(tuned) | (self.space.weights if self.space else {})
         scale = settings.optimisation.logit_scale
         self.logit_scale = scale if isinstance(scale, float) else clip.model.get_parameter("logit_scale").exp().item()
         self.optimiser = torch.optim.Adam(self.weights.values(), lr=settings.method.learning_rate, fused=True)
@@ -92,6 +97,8 @@ class Tuner:
             seconds = time.perf_counter() - start
             numbers |= dict(zip(CLOCK, (count / seconds, waited / seconds), strict=True))
             self.optimiser.step()
+            if self.space:
+                self.space.keep_in_range()
             yield numbers
 
     def _backward(self, embedded: Embeddings, frozen: References, shares: Mapping[str, float]) -> Tensor:
@@ -100,7 +107,9 @@ class Tuner:
         ``shares`` says how many of the batch's rows that take part in a term are in this micro-batch.
         """
         method = self.settings.method
-        terms = losses.terms(embedded, frozen, method.cross_modal, self.logit_scale, tuple(shares), method)
+        space = self.space.for_losses(self.processes.count) if self.space else None
+        plain = method if isinstance(method, MethodSettings) else None
+        terms = losses.terms(embedded, frozen, method.cross_modal, self.logit_scale, tuple(shares), plain, space)
         loss = losses.contribution(terms, shares, method.weights)
         if self.regularity:
             # Of all safe pairs of the batch, those of this micro-batch.
@@ -124,15 +133,20 @@ class Tuner:
     def embed(self, quadruples: Split, rows: Tensor, pixels: Tensor) -> Embeddings:
         """Embed some rows, whose pixels are given: safe and unsafe inputs in one pass for each modality.
 
-        Where an image is withheld, its row is zero.
+        They are unit vectors, or points where the method has a space.  Where an image is withheld, its row is zero.
         """
+        normalize = self.space is None
         tokens = torch.cat([quadruples.safe_tokens[rows], quadruples.unsafe_tokens[rows]]).to(self.device)
         images = self.normalise(pixels.to(self.device, non_blocking=True).float() / 255)
         there = quadruples.images.select(rows)
         with models.autocast(self.device, self.settings.optimisation.precision):
-            safe_text, unsafe_text = models.text_features(self.clip.model, tokens).chunk(2)
-            dim = safe_text.shape[1]
-            features = models.image_features(self.clip.model, images) if len(images) else safe_text.new_zeros(0, dim)
+            texts = models.text_features(self.clip.model, tokens, normalize)
+            dim = texts.shape[1]
+            some = len(images) > 0
+            features = models.image_features(self.clip.model, images, normalize) if some else texts.new_zeros(0, dim)
+        if self.space:
+            texts, features = self.space.lift(texts, "text"), self.space.lift(features, "image")
+        safe_text, unsafe_text = texts.chunk(2)
         parts = torch.split(features, [int(column.sum()) for column in there])
         safe_image, unsafe_image = (spread(part, column, dim) for part, column in zip(parts, there, strict=True))
         return Embeddings(safe_text, unsafe_text, safe_image, unsafe_image)

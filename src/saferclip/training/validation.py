@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from saferclip import metrics
+from saferclip.heads import Head, Modality
 from saferclip.training.inputs import Images
 from saferclip.training.losses import Embeddings
 
@@ -25,7 +26,7 @@ UNSAFE_DIRECTIONS = {
 DIRECTIONS = {**SAFE_DIRECTIONS, **UNSAFE_DIRECTIONS}
 
 
-def validation_scores(embedded: Embeddings, images: Images) -> dict[str, float]:
+def validation_scores(embedded: Embeddings, images: Images, head: Head | None = None) -> dict[str, float]:
     """R@1 in percent in the four directions, and the score by which learning rates are selected.
 
     Safe queries search among safe items; unsafe ones among safe and unsafe ones, where the paired
@@ -33,10 +34,16 @@ def validation_scores(embedded: Embeddings, images: Images) -> dict[str, float]:
     directions) and redirection (of the two unsafe ones): their plain mean would be highest for a
     model that is hardly tuned.
 
+    With a head, ``embedded`` are points, which search and are found as in the evaluation.
+
     A row takes part in a direction if it has the images that this needs.  Directions without a row have no
     score, and do not count in the selection score; without any direction, there is none.
     """
-    recalls = {direction: _recall(embedded, rows, direction) for direction, rows in _rows(images).items() if len(rows)}
+    if head:
+        embedded = Embeddings(*(head.unit(points, _modality(name)) for name, points in embedded._asdict().items()))
+    recalls = {
+        direction: _recall(embedded, rows, direction, head) for direction, rows in _rows(images).items() if len(rows)
+    }
     kinds = ([recalls[name] for name in kind if name in recalls] for kind in (SAFE_DIRECTIONS, UNSAFE_DIRECTIONS))
     means = [sum(kind) / len(kind) for kind in kinds if kind]
     scores = {f"{direction}/recall@1": recall for direction, recall in recalls.items()}
@@ -59,8 +66,14 @@ def _rows(images: Images) -> dict[str, Tensor]:
     return found
 
 
-def _recall(embedded: Embeddings, rows: Tensor, direction: str) -> float:
+def _modality(column: str) -> Modality:
+    return "text" if column.endswith("_text") else "image"
+
+
+def _recall(embedded: Embeddings, rows: Tensor, direction: str, head: Head | None) -> float:
     query, gallery = DIRECTIONS[direction]
     items = torch.cat([getattr(embedded, column)[rows] for column in gallery])
-    ranks = metrics.ranks(getattr(embedded, query)[rows], items, torch.arange(len(rows)), BLOCK)
+    queries = getattr(embedded, query)[rows]
+    queries = head.as_queries(queries) if head else queries
+    ranks = metrics.ranks(queries, items, torch.arange(len(rows)), BLOCK)
     return metrics.recall_at(ranks, 1)

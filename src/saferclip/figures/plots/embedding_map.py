@@ -27,6 +27,8 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     """
     embeddings = {method: _read(results, method) for method in results.methods}
     base = embeddings["clip"]
+    # Embeddings of another space have no place among CLIP's, and are not handed over.
+    embeddings = {method: tensors for method, tensors in embeddings.items() if tensors or method == "clip"}
     # Where images are withheld there are captions alone; where captions are hardly any, no plane.
     shown = {modality: title for modality, title in MODALITIES.items() if len(base.get(f"safe_{modality}", ())) > 1}
     if not shown:

@@ -56,7 +56,15 @@ def drift(results: Results) -> tuple[list[Column], list[list[Cell]], list[str]]:
     recorded = [metric for metric in DRIFT if results.has_metric("drift", metric)]
     columns = [Column("method", "Method"), *(DRIFT[metric] for metric in recorded)]
     rows: list[list[Cell]] = [
-        [paper.method_title(method), *(_without_interval(results, method, "drift", metric) for metric in recorded)]
+        [
+            paper.method_title(method),
+            *(
+                _without_interval(results, method, "drift", metric)
+                if results.has_metric("drift", metric, method)
+                else None
+                for metric in recorded
+            ),
+        ]
         for method in results.methods
     ]
     notes = [
