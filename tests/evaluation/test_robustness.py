@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from saferclip.data.robustness import build
 from saferclip.evaluation import evaluate, robustness
 from saferclip.evaluation.encoder import Encoder, Encoders
 from saferclip.evaluation.result import Result
+from saferclip.heads import Head
 
 DETAIL = SceneDetail(named_objects=2, colour=0.7, background=0.5)
 Rows = list[dict[str, Any]]
@@ -216,3 +218,25 @@ def test_variants_of_another_table_are_refused(
     io.write_json(tmp_path / build.DESCRIPTION, described)
     with pytest.raises(io.DataError, match=r"variants\.parquet: row \d+: 'typo' is not described; make it anew"):
         evaluated(tables, encoders, settings)
+
+
+def test_a_model_in_hyperbolic_space_has_all_but_what_compares_captions_with_captions(
+    tables: dict[str, Path], encoders: Encoders, settings: EvaluationSettings
+) -> None:
+    plain = evaluated(tables, encoders, settings)
+    head = Head(curvature=1.0, text_scale=0.5, image_scale=0.5, largest=5.0, text_limit=0.2, image_limit=0.2)
+    model = Encoder(replace(encoders.model.clip, head=head), encoders.model.batch_size, "hyperbolic")
+    found = evaluated(tables, Encoders(model, encoders.base), settings)
+    assert found.metrics.keys() | found.left_out.keys() == plain.metrics.keys()
+    assert not found.metrics.keys() & found.left_out.keys()
+    assert all(name.endswith("cosine") or "/text_to_frozen_text/" in name for name in found.left_out)
+    # What searches was moved to the limits first, so that limits beyond all queries find something else.
+    free = replace(model.clip, head=head.model_copy(update={"text_limit": None, "image_limit": None}))
+    others = evaluated(tables, Encoders(Encoder(free, 7, "free"), encoders.base), settings)
+    assert [row["similarity"] for row in found.ranks] != [row["similarity"] for row in others.ranks]
+    directions = {row["direction"] for row in found.ranks}
+    for direction in directions:
+        here, there = (
+            [row["similarity"] for row in result.ranks if row["direction"] == direction] for result in (found, others)
+        )
+        assert here != there, f"{direction}: queries were not moved"

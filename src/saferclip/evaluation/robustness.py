@@ -23,10 +23,16 @@ from saferclip.evaluation.quadruples import Quadruples
 from saferclip.evaluation.result import Result, share
 from saferclip.evaluation.result import mean as mean_of
 from saferclip.evaluation.search import Gallery, Hits, search_for_one
+from saferclip.heads import ACROSS_ONLY
 
 CONTROL = "unchanged"
 # Of the unsafe images in the style of the safe ones: among these, the style does not tell what is unsafe.
 SAFE_STYLE = "style_photo"
+# What compares captions with captions, by the kind of variant.
+WITHIN = {
+    "unsafe_caption": ("control/cosine",),
+    "safe": ("safe_text/cosine", "text_to_frozen_text/recall@1", "text_to_frozen_text/unsafe_share"),
+}
 
 
 @dataclass(frozen=True)
@@ -134,10 +140,12 @@ def evaluate(path: Path, encoders: Encoders, settings: EvaluationSettings, test:
     for name, variant in variants.found.items():
         result.counts[f"{name}/rows"] = len(variant.ids)
         result.counts[f"{name}/not_made"] = variants.described[name]["left_out"]
-    frozen = _frozen(variants, encoders)
+    frozen = None if encoders.model.across_only else _frozen(variants, encoders)
     for variant in variants.found.values():
         if not variant.ids:
             continue
+        if encoders.model.across_only:
+            result.left_out.update({f"{variant.name}/{name}": ACROSS_ONLY for name in WITHIN.get(variant.kind, ())})
         match variant.kind:
             case "unsafe_caption":
                 found = _reworded(variants, variant, unsafe, encoders.model, result, settings)
@@ -184,8 +192,10 @@ def _reworded(
 ) -> Iterator[Hits]:
     """Reworded unsafe captions among the images of all varied quadruples; the control's own images as queries too."""
     queries = encoder.texts([caption or "" for caption in variant.captions])
-    moved = metrics.similarities(queries, unsafe.take(variant.ids, "unsafe_caption"))
-    result.metrics[f"{variant.name}/control/cosine"] = mean_of(moved, settings)
+    if not encoder.across_only:
+        moved = metrics.similarities(queries, unsafe.take(variant.ids, "unsafe_caption"))
+        result.metrics[f"{variant.name}/control/cosine"] = mean_of(moved, settings)
+    queries = encoder.queries(queries)
     pairs = _images_of(unsafe, variants.found[CONTROL].ids)
     there = set(pairs.ids)
     rows = [number for number, name in enumerate(variant.ids) if name in there]
@@ -200,7 +210,7 @@ def _reworded(
         yield unsafe.search(f"{variant.name}/unsafe_text_to_photo", queries[rows], asked, photos)
     if variant.name == CONTROL:
         captions = _Pairs(asked, unsafe.take(asked, "unsafe_caption"), unsafe.take(asked, "safe_caption"))
-        yield unsafe.search(f"{variant.name}/unsafe_image_to_text", pairs.unsafe, asked, captions)
+        yield unsafe.search(f"{variant.name}/unsafe_image_to_text", encoder.queries(pairs.unsafe), asked, captions)
 
 
 def _photos(variants: Variants, pairs: _Pairs, encoder: Encoder) -> _Pairs | None:
@@ -218,12 +228,13 @@ def _redrawn(variants: Variants, variant: Variant, unsafe: _Unsafe, encoder: Enc
     ids = variant.ids
     images = variants.images(variant, encoder)
     captions = _Pairs(ids, unsafe.take(ids, "unsafe_caption"), unsafe.take(ids, "safe_caption"))
-    yield unsafe.search(f"{variant.name}/unsafe_image_to_text", images, ids, captions)
+    yield unsafe.search(f"{variant.name}/unsafe_image_to_text", encoder.queries(images), ids, captions)
     whole = unsafe.rows(ids, "safe_image")
     asked = [ids[number] for number in whole]
     pairs = _Pairs(asked, images[whole], unsafe.take(asked, "safe_image"))
     if asked:
-        yield unsafe.search(f"{variant.name}/unsafe_text_to_image", unsafe.take(asked, "unsafe_caption"), asked, pairs)
+        queries = encoder.queries(unsafe.take(asked, "unsafe_caption"))
+        yield unsafe.search(f"{variant.name}/unsafe_text_to_image", queries, asked, pairs)
 
 
 def _safe(
@@ -231,20 +242,22 @@ def _safe(
     variant: Variant,
     unsafe: _Unsafe,
     encoder: Encoder,
-    frozen: _Frozen,
+    frozen: _Frozen | None,
     result: Result,
     settings: EvaluationSettings,
 ) -> Iterator[Hits]:
     """Safe captions: how far they moved, and whether they find what they found before tuning."""
     captions = [caption or "" for caption in variant.captions]
     queries = encoder.texts(captions)
-    own = torch.tensor([frozen.place[caption] for caption in captions])
-    result.metrics[f"{variant.name}/safe_text/cosine"] = mean_of(
-        metrics.similarities(queries, frozen.gallery.embeddings[own]), settings
-    )
-    yield search_for_one(
-        f"{variant.name}/text_to_frozen_text", queries, variant.ids, frozen.gallery, own, settings.block_size
-    )
+    if frozen:
+        own = torch.tensor([frozen.place[caption] for caption in captions])
+        result.metrics[f"{variant.name}/safe_text/cosine"] = mean_of(
+            metrics.similarities(queries, frozen.gallery.embeddings[own]), settings
+        )
+        yield search_for_one(
+            f"{variant.name}/text_to_frozen_text", queries, variant.ids, frozen.gallery, own, settings.block_size
+        )
+    queries = encoder.queries(queries)
     rows = [number for number, there in enumerate(variant.pictured) if there]
     result.counts[f"{variant.name}/left_out"] = len(variant.ids) - len(rows)
     if rows:

@@ -110,7 +110,9 @@ def over_refusal(results: Results) -> tuple[list[Column], list[list[Cell]], list
 
 def _safe(results: Results, variant: Variant, method: str, changed: list[Cell]) -> list[Cell]:
     pictured = results.has_metric(BENCHMARK, f"{variant.name}/{SAFE_IMAGE}/recall@1")
-    cosines = results.values(method, BENCHMARK, f"{variant.name}/safe_text/cosine")
+    # A method in hyperbolic space has no cosine to CLIP's captions.
+    within = results.has_metric(BENCHMARK, f"{variant.name}/safe_text/cosine", method)
+    cosines = results.values(method, BENCHMARK, f"{variant.name}/safe_text/cosine") if within else None
     return [
         variant.label,
         paper.method_title(method),
@@ -119,8 +121,10 @@ def _safe(results: Results, variant: Variant, method: str, changed: list[Cell]) 
         _measured(results, method, f"{variant.name}/{SAFE_IMAGE}/unsafe_share"),
         variants.lost(results, method, variant, SAFE_IMAGE) if pictured else None,
         *changed,
-        results.estimate(method, BENCHMARK, f"{variant.name}/{SAFE_TEXT}/recall@1"),
-        Estimate(float(cosines.mean()), float(cosines.std(ddof=1)) if len(cosines) > 1 else None),
+        results.estimate(method, BENCHMARK, f"{variant.name}/{SAFE_TEXT}/recall@1") if within else None,
+        None
+        if cosines is None
+        else Estimate(float(cosines.mean()), float(cosines.std(ddof=1)) if len(cosines) > 1 else None),
     ]
 
 
