@@ -275,6 +275,7 @@ class HyperbolicMethod(TrainedMethod):
     targets: ClassVar[Literal["paired"]] = "paired"
     cross_modal: ClassVar[Literal["infonce"]] = "infonce"  # of terms that it does not have
     tuner: ClassVar[None] = None  # adapters
+    labels: ClassVar[None] = None  # every unsafe place is taken for unsafe
     geometry: HyperbolicSettings
     weights: HyperbolicWeights
 

@@ -193,7 +193,7 @@ def read_targets(method: MethodSettings | HyperbolicMethod, train: Path, neighbo
     )
 
 
-def read_labels(method: MethodSettings, train: Path) -> Labels | None:
+def read_labels(method: MethodSettings | HyperbolicMethod, train: Path) -> Labels | None:
     """What the training table says of the safety of what stands in unsafe places, if the method heeds it.
 
     Raises DataError if it does not say so by truth values.
