@@ -5,6 +5,7 @@
 #   snakemake --cores all base_model_training                  make the delivered base model anew
 #   snakemake --cores all learning_rate_selection              choose learning rates anew
 #   snakemake --cores all edit_selection                       choose settings of edits anew
+#   snakemake --cores all tradeoff_validation                  trade-off curves on validation data
 #
 # Rules say what a step reads, writes and needs; the step itself is `saferclip <step>`.
 from snakemake.exceptions import WorkflowError
@@ -45,6 +46,7 @@ include: "workflow/rules/mining.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/editing.smk"
 include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/tradeoff.smk"
 include: "workflow/rules/export.smk"
 include: "workflow/rules/generation.smk"
 include: "workflow/rules/figures.smk"

@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).parents[1] / "config"
 MINI = json.loads(json.dumps(yaml.safe_load((CONFIGS / "mini.yaml").read_text(encoding="utf-8"))))
 SPLITS = ("train", "validation", "test")
 OPTIONAL = {("data", "embedded"), ("test_sets",), ("test_sets", "embedded"), ("robustness",), ("base_model_training",)}
-OPTIONAL |= {("benchmark",)}
+OPTIONAL |= {("benchmark",), ("tradeoff",), ("tradeoff", "validation")}
 
 PUBLIC_SETS = {
     "zero_shot": {"pets": {"title": "Pets", "download": "wds-pets", "split": "test", "metric": "accuracy"}},
@@ -357,6 +357,17 @@ def test_clip_is_the_method_with_nothing_to_say(nothing: dict[str, Any] | None) 
             lambda v: v.update(test_sets={"source": "public", "public": PUBLIC_SETS | {"gallery_minimum": 41}}),
             "test_sets.public: 'gallery_minimum' must not be above 'gallery_unsafe'",
         ),
+        (lambda v: v["evaluation"].update(benchmarks=["test"]), "must name 'test' and 'zero_shot'"),
+        (
+            lambda v: v["tradeoff"].update(methods=["clip", "no"]),
+            "names ['clip', 'no'], which this run does not tune",
+        ),
+        (lambda v: v["tradeoff"]["validation"].update(seed=v["benchmark"]["seed"]), "tradeoff.validation.seed is that"),
+        (lambda v: v["test_sets"].update(source="public", public=PUBLIC_SETS), "tradeoff.validation draws sets of"),
+        (lambda v: v["tradeoff"].update(scales=[0.5, 1.5]), "tradeoff.scales: must ascend, and hold 1"),
+        (lambda v: v["tradeoff"].update(scales=[1, 0.5]), "tradeoff.scales: must ascend, and hold 1"),
+        (lambda v: v["tradeoff"].update(scales=[0, 1]), "tradeoff.scales"),
+        (lambda v: v["tradeoff"].update(budgets=[5, 1]), "tradeoff.budgets: must ascend"),
         (lambda v: v["figures"].update(runs={"other": [0]}), "figures.runs names 'other' with seeds [0]"),
     ],
 )
@@ -379,6 +390,7 @@ def test_public_test_sets_go_with_any_quadruples_and_name_their_downloads() -> N
     values["downloads"] = {"table": "t.csv", "folder": "d", "local": {}, "connections": 1, "retries": 0}
     values["data"] = {"source": "local", "local": dict.fromkeys(SPLITS, "x.csv")}
     values["evaluation"]["benchmarks"] = ["test", "gallery", "zero_shot"]
+    del values["tradeoff"]["validation"]
     run = config.validate(values)
     assert set(run.downloads_of("test_sets")) == {"wds-pets", "nudenet-images", "coco-val2017"}
     given = config.parse_settings(config.SetsStep, run.settings_of("test_sets"))
@@ -387,6 +399,24 @@ def test_public_test_sets_go_with_any_quadruples_and_name_their_downloads() -> N
     drawn = config.parse_settings(config.SetsStep, config.validate(MINI).settings_of("test_sets"))
     assert drawn.public is None
     assert drawn.embedded is not None and drawn.embedded.seed == MINI["data"]["embedded"]["seed"]
+
+
+def test_curves_start_at_the_untuned_model_and_are_given_no_test_data_for_validation() -> None:
+    run = config.validate(MINI)
+    assert run.curves == ["clip", "safe-clip", "safer-clip"]
+    assert config.validate(changed(lambda v: v["tradeoff"].update(methods=["safer-clip"]))).curves == [
+        "clip",
+        "safer-clip",
+    ]
+    assert config.validate(changed(lambda v: v.pop("tradeoff"))).curves == []
+    step = config.parse_settings(config.TradeoffStep, run.settings_of("tradeoff"))
+    assert step.scales == tuple(MINI["tradeoff"]["scales"])
+    assert step.evaluation.benchmarks == ("test", "nsfw_caps", "zero_shot")
+    pairs = config.parse_settings(config.BenchmarkSettings, run.settings_of("validation_benchmark"))
+    assert (pairs.seed, pairs.size) == (MINI["tradeoff"]["validation"]["seed"], 500)
+    assert pairs.seed != MINI["benchmark"]["seed"]
+    sets = config.parse_settings(config.ValidationSets, run.settings_of("validation_sets"))
+    assert (sets.seed, sets.zero_shot_images) == (MINI["data"]["embedded"]["seed"], 300)
 
 
 # YAML -------------------------------------------------------------------------------------------

@@ -182,3 +182,14 @@ def test_the_bootstrap_needs_no_torch() -> None:
     use = "statistics.bootstrap_means([0], 9, 0)"
     code = f"import sys; from saferclip import statistics; {use}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("groups", [None, [0, 0, 0, 1, 1, 2, 3, 3, 3, 3]])
+def test_columns_are_resampled_alike_and_each_as_if_alone(groups: list[int] | None) -> None:
+    values = np.random.default_rng(2).normal(size=(10, 3))
+    found = statistics.bootstrap_means(values, 40, 7, groups)
+    assert found.shape == (40, 3)
+    for place in range(3):
+        assert found[:, place] == pytest.approx(statistics.bootstrap_means(values[:, place], 40, 7, groups))
+    means = [statistics.mean_per_class(column, groups) if groups else column.mean() for column in values.T]
+    assert statistics.column_means(values, groups) == pytest.approx(means)

@@ -206,6 +206,17 @@ def robustness(settings: str, test: Path, output: Path) -> None:
     build.build(_parse(RobustnessStep, settings), test, output)
 
 
+@main.command("validation-sets")
+@_settings
+@_output
+def validation_sets(settings: str, output: Path) -> None:
+    """Make the zero-shot sets beside the validation split."""
+    from saferclip.config import ValidationSets
+    from saferclip.data import validation_sets
+
+    validation_sets.build(_parse(ValidationSets, settings), output)
+
+
 @main.command("base-model-training")
 @_settings
 @_output
@@ -382,6 +393,11 @@ def learning_rate_selection(runs: tuple[str, ...], output: Path) -> None:
     selection.select(scores, output)
 
 
+def _tables(command: Command) -> Command:
+    text = "a benchmark's table; repeatable"
+    return click.option("--file", "files", multiple=True, required=True, metavar="BENCHMARK=FILE", help=text)(command)
+
+
 @main.command()
 @_settings
 @_option("--base-model", FOLDER, "model folder")
@@ -427,14 +443,7 @@ def edit_selection(runs: tuple[str, ...], output: Path) -> None:
 @click.option(
     "--baseline", type=FOLDER, help="folder of its evaluation; default: what drift compares with is embedded again"
 )
-@click.option(
-    "--file",
-    "files",
-    multiple=True,
-    required=True,
-    metavar="BENCHMARK=FILE",
-    help="a benchmark's table; repeatable",
-)
+@_tables
 @_output
 @_threads
 def evaluation(
@@ -453,6 +462,38 @@ def evaluation(
 
     section = _parse(EvaluationSettings, settings)
     evaluate.evaluate(section, method, seed, model, base_model, _pairs(files, "--file"), output, baseline)
+
+
+@main.command()
+@_settings
+@click.option("--method", required=True)
+@click.option("--seed", type=int, required=True)
+@_option("--model", FOLDER, "folder of the tuned model, or of the untuned one")
+@_option("--base-model", FOLDER, "folder of the untuned model, where the curve starts")
+@_tables
+@_output
+@_threads
+def tradeoff(settings: str, files: tuple[str, ...], **inputs: Any) -> None:
+    """Evaluate one model at several scales of what tuning changed."""
+    from saferclip.config import TradeoffStep
+    from saferclip.evaluation import tradeoff
+
+    tradeoff.tradeoff(_parse(TradeoffStep, settings), files=_pairs(files, "--file"), **inputs)
+
+
+@main.command("tradeoff-ranking")
+@_settings
+@_option("--base", FILE, "outcomes of the untuned model, where all curves start")
+@click.option(
+    "--curve", "runs", multiple=True, required=True, metavar="METHOD/SEED=FILE", help="a model's outcomes; repeatable"
+)
+@_output
+def tradeoff_ranking(settings: str, base: Path, runs: tuple[str, ...], output: Path) -> None:
+    """Rank methods by the area under their trade-off curves."""
+    from saferclip.config import RankingStep
+    from saferclip.evaluation import ranking
+
+    ranking.rank(_parse(RankingStep, settings), base, _pairs(runs, "--curve"), output)
 
 
 @main.command()

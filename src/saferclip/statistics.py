@@ -36,6 +36,9 @@ def mean_per_class(outcomes: ArrayLike, labels: ArrayLike) -> float:
 def bootstrap_means(values: ArrayLike, resamples: int, seed: int, groups: ArrayLike | None = None) -> Array:
     """Means of ``resamples`` resamplings of queries with replacement: values (n,) to (resamples,).
 
+    Values of shape (n, columns), such as one column for each method, give (resamples, columns): all columns are
+    resampled alike, each as it would be alone.
+
     With ``groups`` (n,), such as the classes of images, queries are resampled within their group and
     the result is the mean of the groups' means, as in ``mean_per_class``.  Groups are often small, and
     drawing all n items of one would understate its variance by (n - 1) / n, so n - 1 are drawn (Rao &
@@ -49,10 +52,19 @@ def bootstrap_means(values: ArrayLike, resamples: int, seed: int, groups: ArrayL
     _, group, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
     members = [data[group == place] for place in np.flatnonzero(counts > 1)]
     alone = data[counts[group] == 1]
-    total = sum((_resampled_means(part, len(part) - 1, resamples, random) for part in members), np.zeros(resamples))
+    zeros = np.zeros((resamples, *data.shape[1:]))
+    total = sum((_resampled_means(part, len(part) - 1, resamples, random) for part in members), zeros)
     if len(alone):
         total += len(alone) * _resampled_means(alone, max(1, len(alone) - 1), resamples, random)
     return np.asarray(total / len(counts))
+
+
+def column_means(values: ArrayLike, groups: ArrayLike | None = None) -> Array:
+    """Mean of each column, or the mean of its groups' means: values (n, columns) to (columns,)."""
+    data = np.asarray(values, dtype=np.float64)
+    if groups is None:
+        return np.asarray(data.mean(axis=0))
+    return np.array([mean_per_class(column, groups) for column in data.T])
 
 
 def percentile_interval(value: float, means: Array) -> Interval:
@@ -117,10 +129,21 @@ def effect_size(differences: ArrayLike, weights: ArrayLike | None = None) -> flo
 
 
 def _resampled_means(values: Array, draws: int, resamples: int, random: np.random.Generator) -> Array:
-    """Means of ``draws`` out of (n,) values, in pieces that bound the memory for indices."""
+    """Means of ``draws`` out of (n,) or (n, columns) values, in pieces that bound the memory for indices."""
     if len(values) == 0:
         raise ValueError("nothing to resample: no queries")
     piece = max(1, _RESAMPLED_AT_ONCE // draws)
     sizes: Sequence[int] = [min(piece, resamples - start) for start in range(0, resamples, piece)]
-    means: list[Any] = [values[random.integers(len(values), size=(size, draws))].mean(axis=1) for size in sizes]
+    means: list[Any] = [_means_at(random.integers(len(values), size=(size, draws)), values, draws) for size in sizes]
     return np.concatenate(means)
+
+
+def _means_at(places: NDArray[np.int64], values: Array, draws: int) -> Array:
+    """Means of the values at these places (resamples, draws)."""
+    if values.ndim == 1:
+        return np.asarray(values[places].mean(axis=1))
+    # How often each value was drawn, times the values: the places of all columns at once would not fit into memory.
+    count = len(values)
+    own = places + count * np.arange(len(places))[:, None]
+    drawn = np.bincount(own.ravel(), minlength=count * len(places)).reshape(len(places), count)
+    return np.asarray(drawn @ values / draws)

@@ -160,6 +160,7 @@ def test_public_test_sets_are_said_to_be_real_and_not_calibrated(mini: Config) -
         test_sets={"source": "public", "public": public},
         data={"source": "local", "local": {"train": "a.csv", "validation": "b.csv", "test": "c.csv"}},
         evaluation={**mini.evaluation.model_dump(mode="json"), "benchmarks": ["test", "gallery", "zero_shot"]},
+        tradeoff=None,
     )
     caption = registry.caption(registry.TABLES["unsafe_gallery"], real)
     assert "over all queries in each direction; unsafe images are real ones, captions are those of ViSU." in caption
@@ -169,7 +170,7 @@ def test_public_test_sets_are_said_to_be_real_and_not_calibrated(mini: Config) -
 
 def test_products_without_their_benchmark_are_left_out_and_others_read_less(mini: Config) -> None:
     evaluation = {**mini.evaluation.model_dump(mode="json"), "benchmarks": ["test"]}
-    small = changed(mini, evaluation=evaluation, methods={"clip": {}})
+    small = changed(mini, evaluation=evaluation, methods={"clip": {}}, tradeoff=None)
     assert registry.applicable(registry.FIGURES, small) == [
         "main_comparison",
         "similarity",

@@ -72,7 +72,9 @@ def test_the_untuned_models_evaluation_serves_all_others(finished: Any) -> None:
     """Where drift is measured: it hands over what they compare with."""
     handed_over = "results/mini/evaluation/clip/seed-0/embeddings.safetensors"
     whole = finished.plan("--forcerun", "evaluation")
-    without = finished.plan(config=finished.variant("no-drift", {"evaluation.benchmarks": ["test", "gallery"]}))
+    without = finished.plan(
+        config=finished.variant("no-drift", {"evaluation.benchmarks": ["test", "gallery"], "tradeoff": None})
+    )
     for plan, served in ((whole, {"safe-clip", "safer-clip"}), (without, set())):
         blocks = [
             block.partition("\n    output: ")[::2] for block in plan.text.split("\nrule evaluation:\n    input: ")[1:]
@@ -171,6 +173,7 @@ def test_own_pairs_have_no_benchmarks_of_the_embedded_world(finished: Any) -> No
             "benchmark": None,
             "test_sets": None,
             "evaluation.benchmarks": ["test", "drift"],
+            "tradeoff": None,
         },
     )
     plan = finished.plan(config=config)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TARGETS = {"all", "downloads", "exports", "figures_and_tables"}  # these only name files
+TARGETS = {"all", "downloads", "exports", "figures_and_tables", "tradeoff_validation"}  # these only name files
 
 # What Snakemake understood of each rule.
 RULES = """[
@@ -63,10 +63,12 @@ def test_rule_command_log_and_folder_share_a_name(rules: dict[str, dict[str, Any
         command = re.match(r"saferclip ([a-z-]+)", rule["shell"])
         if command:
             called[name] = command[1].replace("-", "_")
-    assert {name for name, command in called.items() if name != command} == {"learning_rate_training", "edit_trial"}
+    trials = {"learning_rate_training", "edit_trial"}
+    others = {name for name, command in called.items() if name != command}
+    assert others == trials | {"validation_benchmark", "validation_tradeoff"}
     assert set(rules) - set(called) == {"report", "learning_rates"}
     choices = {"learning_rate_selection": "learning_rates.csv", "edit_selection": "edits.csv"}
-    for name in called.keys() - {"figure", "table", "base_model_training", "learning_rate_training", "edit_trial"}:
+    for name in called.keys() - trials - {"figure", "table", "base_model_training"}:
         folder = choices.get(name, f"/{name}/")
         assert all(folder in file for file in rules[name]["output"]), name
         assert f"/{name}" in rules[name]["log"][0], name

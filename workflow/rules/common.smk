@@ -55,6 +55,13 @@ BENCHMARKS = {
     "robustness": f"{R}/robustness/variants.parquet",
 }
 TABLES = {name: BENCHMARKS[name] for name in dict.fromkeys(["test", *RUN.evaluation.benchmarks])}
+# Of these, what a trade-off curve is made of; and what takes their places where test data must not be looked at.
+SWEPT = {name: TABLES[name] for name in ("test", "nsfw_caps", "zero_shot") if RUN.tradeoff and name in TABLES}
+VALIDATED = {
+    "validation": f"{R}/data/validation.parquet",
+    "nsfw_caps": f"{R}/validation_benchmark/nsfw_caps.parquet",
+    "zero_shot": f"{R}/validation_sets/zero_shot.parquet",
+}
 TABLE_FORMATS = ("html", "csv", "md", "tex")
 REPORT = f"{R}/report.html"
 
@@ -205,6 +212,15 @@ def baseline(wildcards):
     if wildcards.method == untuned or not {"drift", "robustness"} & set(RUN.evaluation.benchmarks):
         return []
     return f"{R}/evaluation/{untuned}/seed-{RUN.seeds_of(untuned)[0]}/embeddings.safetensors"
+
+
+def curves(step):
+    """The outcomes of every model that has a trade-off curve: method and seed to file."""
+    return {
+        f"{method}/{seed}": f"{R}/{step}/{method}/seed-{seed}/outcomes.parquet"
+        for method in RUN.curves
+        for seed in RUN.seeds_of(method)
+    }
 
 
 def exported(folder, method="{method}", seed="{seed}"):

@@ -53,6 +53,7 @@ from saferclip.config.data import (
 )
 from saferclip.config.editing import EditedModel, EditSettings, ProjectionSettings, UwmSettings
 from saferclip.config.evaluation import (
+    BudgetSettings,
     CostSettings,
     EvaluationSettings,
     FigureSettings,
@@ -73,6 +74,7 @@ from saferclip.config.tools import (
     Q16Settings,
     SafeGuidanceSettings,
 )
+from saferclip.config.tradeoff import RankingStep, TradeoffSettings, TradeoffStep, ValidationSets, ValidationSettings
 from saferclip.config.training import (
     KINDS_OF_METHOD,
     ApproximateSettings,
@@ -105,6 +107,7 @@ __all__ = [
     "BaseModelTrainingSettings",
     "BenchmarkImages",
     "BenchmarkSettings",
+    "BudgetSettings",
     "CausalSettings",
     "ChatModelSettings",
     "Config",
@@ -153,6 +156,7 @@ __all__ = [
     "PublicSets",
     "PublishedModel",
     "Q16Settings",
+    "RankingStep",
     "ReleaseSettings",
     "RobustnessSettings",
     "RobustnessStep",
@@ -170,12 +174,16 @@ __all__ = [
     "TargetsStep",
     "TextToImageSettings",
     "ToxicitySettings",
+    "TradeoffSettings",
+    "TradeoffStep",
     "TrainedMethod",
     "TrainingPhase",
     "TrainingSettings",
     "UnsafeImageSettings",
     "UnsafeImages",
     "UwmSettings",
+    "ValidationSets",
+    "ValidationSettings",
     "VisuColumns",
     "VisuData",
     "VisuText",

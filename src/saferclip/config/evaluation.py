@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from saferclip.config.base import ConfigError, Distinct, Download, Line, Positive, RunName, Settings, Share, Some
 from saferclip.config.tools import DiffusionSettings, ImageFilterSettings, SafeGuidanceSettings
@@ -97,6 +97,21 @@ class GenerationSettings(Settings):
         return [name for name in type(self).model_fields if getattr(self, name)]
 
 
+class BudgetSettings(Settings):
+    """How trade-off curves are summed up."""
+
+    budgets: Distinct[Annotated[float, Field(gt=0)]] = Field(
+        description="losses of zero-shot accuracy, in points, at which methods are compared; the area ends at the last"
+    )
+
+    @field_validator("budgets")
+    @classmethod
+    def _ascending(cls, budgets: tuple[float, ...]) -> tuple[float, ...]:
+        if list(budgets) != sorted(budgets):
+            raise ValueError("must ascend")
+        return budgets
+
+
 class FigureSettings(Settings):
     """How figures and tables look, and what they show."""
 
@@ -108,6 +123,7 @@ class FigureSettings(Settings):
     runs: dict[RunName, tuple[int, ...]] | None = Field(
         None, description="methods to show, with their seeds; default: all of the run"
     )
+    tradeoff: BudgetSettings | None = Field(None, description="how curves are summed up; default: section 'tradeoff'")
 
 
 class CostSettings(Settings):

@@ -22,9 +22,16 @@ from saferclip.config.data import (
     VisuText,
 )
 from saferclip.config.editing import EditedModel, EditSettings
-from saferclip.config.evaluation import CostSettings, EvaluationSettings, FigureSettings, GenerationSettings
+from saferclip.config.evaluation import (
+    BudgetSettings,
+    CostSettings,
+    EvaluationSettings,
+    FigureSettings,
+    GenerationSettings,
+)
 from saferclip.config.models import BaseModelSettings, BaseModelTrainingSettings, ExportSettings
 from saferclip.config.tools import DownloadSettings
+from saferclip.config.tradeoff import RankingStep, TradeoffSettings, TradeoffStep, ValidationSets
 from saferclip.config.training import (
     HyperbolicMethod,
     Method,
@@ -60,6 +67,7 @@ class Config(Settings):
     methods: dict[RunName, Method]
     selection: SelectionSettings
     evaluation: EvaluationSettings
+    tradeoff: TradeoffSettings | None = None
     generation: GenerationSettings | None = None
     figures: FigureSettings
     export: ExportSettings | None = None
@@ -103,6 +111,7 @@ class Config(Settings):
             )
         if self.downloads is None and (names := downloads_of(self)):
             yield f"{names[0]} is to be downloaded, so the section 'downloads' must be given"
+        yield from self._contradictions_of_curves()
         for method, seeds in (self.figures.runs or {}).items():
             if method not in self.methods or not set(seeds) <= set(self.seeds_of(method)):
                 yield f"figures.runs names '{method}' with seeds {list(seeds)}, which this run does not have"
@@ -137,6 +146,24 @@ class Config(Settings):
                 "evaluation.benchmarks names 'robustness', which robustness.source 'embedded' words and draws in the "
                 f"embedded world; set it to 'captions' where data.source is '{self.data.source}'"
             )
+
+    def _contradictions_of_curves(self) -> Iterable[str]:
+        """Trade-off curves need both axes, methods of this run, and, on validation data, the embedded world."""
+        if self.tradeoff is None:
+            return
+        if not {"test", "zero_shot"} <= set(self.evaluation.benchmarks):
+            yield "the section 'tradeoff' is given, so evaluation.benchmarks must name 'test' and 'zero_shot'"
+        if unknown := [name for name in self.tradeoff.methods or () if name not in self._between]:
+            yield f"tradeoff.methods names {unknown}, which this run does not tune, or not in CLIP's space"
+        if self.tradeoff.validation:
+            drawn = [section and section.source for section in (self.data, self.test_sets, self.benchmark)]
+            if drawn != ["embedded"] * 3:
+                yield (
+                    "tradeoff.validation draws sets of the embedded world; leave it out unless data.source, "
+                    "test_sets.source and benchmark.source are 'embedded'"
+                )
+            elif self.benchmark and self.tradeoff.validation.seed == self.benchmark.seed:
+                yield "tradeoff.validation.seed is that of the benchmark, whose pairs are test data; choose another"
 
     def training(self, method: str) -> TrainingSettings:
         """Settings of one method's training; raises ConfigError for one that is not trained here."""
@@ -205,7 +232,9 @@ class Config(Settings):
     def figure_settings(self) -> FigureSettings:
         """What figures and tables depend on: their section, with the run's title, methods and seeds filled in."""
         runs = self.figures.runs or {method: self.seeds_of(method) for method in self.methods}
-        return self.figures.model_copy(update={"title": self.figures.title or self.title, "runs": runs})
+        curves = self.figures.tradeoff or (self.tradeoff and BudgetSettings(budgets=self.tradeoff.budgets))
+        known = {"title": self.figures.title or self.title, "runs": runs, "tradeoff": curves}
+        return self.figures.model_copy(update=known)
 
     def export_settings(self) -> ExportSettings:
         """What an export depends on: its section, with the run's title and base model filled in."""
@@ -236,6 +265,10 @@ class Config(Settings):
             "training": self.training(method) if method and step == "training" else None,
             "edit": self.edit(method) if method and step == "edit" else None,
             "evaluation": self.evaluation,
+            "tradeoff": self._tradeoff_step(),
+            "tradeoff_ranking": self._ranking_step(),
+            "validation_sets": self._validation_sets(),
+            "validation_benchmark": self._validation_benchmark(),
             "export": self.export_settings(),
             "text_to_image": self.generation and self.generation.text_to_image,
             "image_to_text": self.generation and self.generation.image_to_text,
@@ -275,6 +308,43 @@ class Config(Settings):
         if section and section.seed is not None:
             return RobustnessStep(seed=section.seed, **sizes)
         return RobustnessStep(seed=world.seed, detail=world.detail, **sizes) if section and world else None
+
+    @property
+    def curves(self) -> list[str]:
+        """Methods that have a trade-off curve; the untuned one, where all of them start, first."""
+        if self.tradeoff is None:
+            return []
+        untuned = [name for name, settings in self.methods.items() if settings is None]
+        return untuned + [name for name in self._between if name in (self.tradeoff.methods or self._between)]
+
+    @property
+    def _between(self) -> list[str]:
+        """Tuned methods whose models have the base model's weights, by name and shape."""
+        others = (type(None), HyperbolicMethod)
+        return [name for name, settings in self.methods.items() if not isinstance(settings, others)]
+
+    def _tradeoff_step(self) -> TradeoffStep | None:
+        if self.tradeoff is None:
+            return None
+        swept = tuple(name for name in ("test", "nsfw_caps", "zero_shot") if name in self.evaluation.benchmarks)
+        evaluation = self.evaluation.model_copy(update={"benchmarks": swept})
+        return TradeoffStep(scales=self.tradeoff.scales, evaluation=evaluation)
+
+    def _ranking_step(self) -> RankingStep | None:
+        known = {name: getattr(self.evaluation, name) for name in ("bootstrap", "bootstrap_seed")}
+        return RankingStep(budgets=self.tradeoff.budgets, **known) if self.tradeoff else None
+
+    def _validation_sets(self) -> ValidationSets | None:
+        world, sizes = self.data.embedded, self.tradeoff and self.tradeoff.validation
+        if world is None or not sizes:
+            return None
+        return ValidationSets(seed=world.seed, detail=world.detail, zero_shot_images=sizes.zero_shot_images)
+
+    def _validation_benchmark(self) -> BenchmarkSettings | None:
+        sizes = self.tradeoff and self.tradeoff.validation
+        if self.benchmark is None or not sizes:
+            return None
+        return self.benchmark.model_copy(update={"size": sizes.pairs, "seed": sizes.seed})
 
     def _benchmark_images(self) -> BenchmarkImages | None:
         if self.benchmark is None or self.benchmark.source == "embedded":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from saferclip import io
-from saferclip.config import MiniSets, PublicSets, SetsStep, downloads_of
+from saferclip.config import MiniSets, PublicSets, SetsStep, World, downloads_of
 from saferclip.data import embedded, galleries, iconworld, labelled_images
 from saferclip.data.iconworld import Detail, Scene
 from saferclip.data.iconworld.grammar import BACKGROUND_PHRASES, NounPhrase, article
@@ -58,8 +58,13 @@ def _build_public(settings: PublicSets, downloads: Mapping[str, Path], test: Pat
 
 def _build_embedded(settings: MiniSets, output: Path) -> None:
     io.write_table(output / "gallery.parquet", _gallery(settings))
+    write_zero_shot(settings, settings.zero_shot_images, embedded.STREAMS["zero_shot"], output)
+
+
+def write_zero_shot(world: World, images: int, stream: int, output: Path) -> None:
+    """Draw so many images of each zero-shot set, and write zero_shot.parquet and zero_shot.json."""
     sets = zero_shot_sets()
-    rows = [row for task in sets for row in _zero_shot_rows(settings, task)]
+    rows = [row for task in sets for row in _zero_shot_rows(world, images, stream, task)]
     io.write_table(output / "zero_shot.parquet", rows)
     io.write_json(
         output / "zero_shot.json",
@@ -142,11 +147,11 @@ def zero_shot_sets() -> list[ZeroShotSet]:
     ]
 
 
-def _zero_shot_rows(settings: MiniSets, task: ZeroShotSet) -> list[dict[str, Any]]:
+def _zero_shot_rows(world: World, images: int, stream: int, task: ZeroShotSet) -> list[dict[str, Any]]:
     # By name, so that adding a set leaves the images of the others as they are.
     key = list(task.name.encode())
-    rng = np.random.default_rng([settings.seed, embedded.STREAMS["zero_shot"], *key])
-    labels = [number % len(task.classes) for number in range(settings.zero_shot_images)]
+    rng = np.random.default_rng([world.seed, stream, *key])
+    labels = [number % len(task.classes) for number in range(images)]
     return [{"set": task.name, "label": label, "image": embedded.jpeg(task.scene(rng, label))} for label in labels]
 
 

@@ -42,7 +42,7 @@ class Encoder:
 
     def texts(self, captions: Sequence[str]) -> Tensor:
         """Unit vectors of captions: fp32, shape (captions, dim), on the CPU."""
-        return _look_up(
+        return look_up(
             self._captions,
             zip(captions, captions, strict=True),
             lambda new: self._numbers(
@@ -56,7 +56,7 @@ class Encoder:
         Cells are taken a batch at a time, so that they need not be in memory together; ``total`` is
         how many there are, for the progress bar.
         """
-        return _look_up(
+        return look_up(
             self._pictures,
             ((sha256(cell["bytes"]).digest(), cell) for cell in cells),
             lambda new: self._numbers(
@@ -109,7 +109,7 @@ class Encoders:
         return self.model is self.base
 
 
-def _look_up(cache: Cache, items: Iterable[tuple[Hashable, Any]], encode: Callable[[Iterator[Any]], Tensor]) -> Tensor:
+def look_up(cache: Cache, items: Iterable[tuple[Hashable, Any]], encode: Callable[[Iterator[Any]], Tensor]) -> Tensor:
     """Rows of the cache in the order of the (key, item) pairs, after embedding what is not there yet."""
     keys: list[Hashable] = []
     new: dict[Hashable, None] = {}  # in the order in which they are embedded
