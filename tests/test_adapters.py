@@ -244,6 +244,23 @@ def test_expressions_that_cannot_work_are_refused(tiny_resnet_clip_folder: Path,
     assert str(caught.value).startswith("optimisation.lora.target_modules: ")
 
 
+@pytest.mark.parametrize(
+    ("encoder", "expression"), [("text", TEXT), ("image", r"visual\.layer1\.0\.conv1")], ids=["text", "image"]
+)
+def test_one_encoder_alone_can_be_tuned(tiny_resnet_clip_folder: Path, encoder: str, expression: str) -> None:
+    clip = models.load(tiny_resnet_clip_folder)
+    alone = settings(expression).model_copy(update={"encoders": (encoder,)})
+    tuned = adapters.attach(clip, alone)
+    assert adapters.weights(tuned)
+    assert all((".visual." in name) == (encoder == "image") for name in adapters.weights(tuned))
+
+
+def test_an_encoder_that_is_to_stay_as_it_is_has_no_adapters(tiny_resnet_clip_folder: Path) -> None:
+    alone = settings(rf"{TEXT}|visual\.layer1\.0\.conv1").model_copy(update={"encoders": ("text",)})
+    with pytest.raises(ConfigError, match=r"selects some of the image encoder; .*encoders names text"):
+        adapters.attach(models.load(tiny_resnet_clip_folder), alone)
+
+
 def test_grouped_convolution_is_refused(tiny_resnet_clip_folder: Path) -> None:
     clip = models.load(tiny_resnet_clip_folder)
     clip.model.visual.conv2 = nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False)

@@ -90,6 +90,7 @@ def test_every_file_is_valid() -> None:
 
 # What some files are laid over, as Snakemake does with several.
 OVERLAYS = {
+    "mini-ablations": ("mini",),
     "mini-weights": ("mini",),
     "mini-peers": ("mini",),
     "mini-labels": ("mini", "mini-peers"),
@@ -624,3 +625,51 @@ def test_candidates_of_an_edit_are_all_combinations() -> None:
 )
 def test_values_to_try_are_checked(grid: dict[str, Any], expected: str) -> None:
     assert expected in message(edited({"edit": PROJECTION}, **grid))
+
+
+def varied(lora: dict[str, Any], **more: Any) -> Callable[[dict[str, Any]], None]:
+    """SaFeR-CLIP once more, with other adapters."""
+
+    def change(values: dict[str, Any]) -> None:
+        values["methods"]["varied"] = {**values["methods"]["safer-clip"], "lora": lora, **more}
+
+    return change
+
+
+def test_a_methods_adapters_differ_in_what_it_says() -> None:
+    run = config.validate(changed(varied({"rank": 2, "encoders": ["text"]})))
+    usual, found = (run.training(method).optimisation for method in ("safer-clip", "varied"))
+    assert usual == run.optimisation
+    assert found.lora == usual.lora.model_copy(update={"rank": 2, "encoders": ("text",)})
+    assert found.model_copy(update={"lora": usual.lora}) == usual
+
+
+@pytest.mark.parametrize(
+    ("lora", "expected"),
+    [
+        ({}, "methods.varied.lora: empty; write at least one of: rank, alpha, dropout, target_modules, encoders"),
+        ({"rnk": 2}, "methods.varied.lora.rnk: unknown key; did you mean 'rank'?"),
+        ({"rank": 0}, "methods.varied.lora.rank: must be greater than 0 (found: 0)"),
+    ],
+)
+def test_a_methods_adapters_are_checked(lora: dict[str, Any], expected: str) -> None:
+    assert expected in message(varied(lora))
+
+
+def test_ablations_name_methods_of_the_run() -> None:
+    def change(values: dict[str, Any]) -> None:
+        values["figures"]["ablations"] = {"reference": "safer-clip", "components": {"loss": ["safe-clop"]}}
+
+    assert "figures.ablations names 'safe-clop', which is no method of this run" in message(change)
+
+
+def test_the_delivered_ablations_differ_from_the_method_in_one_thing_each() -> None:
+    run = run_of(CONFIGS / "mini-ablations.yaml")
+    assert run.figures.ablations is not None
+    named = [name for names in run.figures.ablations.components.values() for name in names]
+    assert len(named) == len(set(named)) == 20
+    whole = run.methods["safer-clip"].model_dump()
+    for name in named:
+        variant = run.methods[name].model_dump()
+        different = {key for key in whole if variant[key] != whole[key]}
+        assert len(different) == 1, (name, different)

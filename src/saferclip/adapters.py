@@ -23,6 +23,7 @@ from saferclip.io import DataError
 from saferclip.lora import KEY, Conv2d, Linear, MultiheadAttention
 from saferclip.models import Clip
 
+ENCODERS = ("text", "image")
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 # What differs between adapters that ``save`` writes; no part of ``auto_mapping`` is imported here.
 OWN = frozenset(
@@ -46,7 +47,7 @@ def attach(clip: Clip, settings: LoraSettings) -> PeftModel:
     """Put fresh adapters into ``clip.model``, in place; everything else is frozen.
 
     Raises ConfigError if the expression in the settings selects no module, one that cannot be
-    adapted, one whose adapter would have no effect, or none in one of the encoders.
+    adapted, one whose adapter would have no effect, or none in an encoder that is to be tuned, or some in another.
     """
     _check_names(clip.model, settings.target_modules)
     config = LoraConfig(
@@ -62,7 +63,7 @@ def attach(clip: Clip, settings: LoraSettings) -> PeftModel:
     for layer in _layers(tuned):
         # Adapters compute in autocast's precision, not in their own.
         layer.cast_input_dtype_enabled = False
-    _check_effect(tuned, clip)
+    _check_effect(tuned, clip, settings.encoders or ENCODERS)
     return tuned.to(memory_format=torch.channels_last)
 
 
@@ -150,8 +151,8 @@ def _check_names(model: nn.Module, expression: str) -> None:
 
 
 @torch.enable_grad()
-def _check_effect(tuned: PeftModel, clip: Clip) -> None:
-    """Refuse adapters that no output depends on, and an encoder without any."""
+def _check_effect(tuned: PeftModel, clip: Clip, encoders: Sequence[str]) -> None:
+    """Refuse adapters that no output depends on, an encoder of ``encoders`` without any, and another with some."""
     model = tuned.get_base_model()
     device = next(model.parameters()).device
     image = clip.preprocess(Image.new("RGB", (8, 8))).unsqueeze(0).to(device)
@@ -166,8 +167,10 @@ def _check_effect(tuned: PeftModel, clip: Clip) -> None:
         reason = "the model reads their weights without calling them, so adapters would have no effect"
         raise ConfigError(f"{KEY}: leave out {modules}: {reason}")
     for encoder, names in reached.items():
-        if not names:
-            raise ConfigError(f"{KEY}: selects nothing in the {encoder} encoder; both encoders are tuned")
+        if bool(names) != (encoder in encoders):
+            selects = "some of the" if names else "nothing in the"
+            remedy = f"optimisation.lora.encoders names {' and '.join(encoders)}"
+            raise ConfigError(f"{KEY}: selects {selects} {encoder} encoder; {remedy}")
 
 
 def _reached(features: Tensor, parameters: dict[str, Tensor]) -> set[str]:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from safetensors.numpy import save_file
 
 from saferclip import io
-from saferclip.config import FigureSettings
+from saferclip.config import AblationSettings, FigureSettings
 
 RUNS = {"clip": (0,), "safe-clip": (0, 1, 2), "safer-clip": (0, 1, 2)}
 QUADRUPLES = 120
@@ -103,7 +103,15 @@ def write_run(
             if method != "clip":
                 _write_training(folder / "training" / method / f"seed-{seed}", method, seed)
     _write_selection(folder)
-    settings = FigureSettings(formats=("pdf", "png"), dpi=100, palette="colorblind", examples=3, title=title, runs=runs)
+    settings = FigureSettings(
+        formats=("pdf", "png"),
+        dpi=100,
+        palette="colorblind",
+        examples=3,
+        title=title,
+        runs=runs,
+        ablations=AblationSettings(reference="safer-clip", components={"loss": ("safe-clip",)}),
+    )
     return Run(folder, settings)
 
 

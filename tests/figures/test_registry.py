@@ -61,6 +61,7 @@ def test_it_names_every_product_that_was_asked_for() -> None:
         "embedding_map",
         "retrieval_grid",
         "robustness",
+        "ablations",
     }
     assert set(registry.TABLES) == {
         "main",
@@ -72,6 +73,7 @@ def test_it_names_every_product_that_was_asked_for() -> None:
         "safeground",
         "robustness",
         "over_refusal",
+        "ablations",
         "text_to_image",
         "image_to_text",
         "calibration",
@@ -129,9 +131,16 @@ def test_only_what_the_figures_section_asks_for_is_read(mini: Config) -> None:
 
 
 def test_all_default_products_apply_to_the_mini_run(mini: Config) -> None:
-    assert registry.applicable(registry.FIGURES, mini) == list(registry.FIGURES)
-    others = {"learning_rates", "text_to_image", "image_to_text"}
+    others = {"learning_rates", "text_to_image", "image_to_text", "ablations"}
+    assert registry.applicable(registry.FIGURES, mini) == [name for name in registry.FIGURES if name not in others]
     assert registry.applicable(registry.TABLES, mini) == [name for name in registry.TABLES if name not in others]
+
+
+def test_ablations_are_shown_where_they_are_named(mini: Config) -> None:
+    ablations = {"reference": "safer-clip", "components": {"loss": ["safe-clip"]}}
+    ablated = changed(mini, figures={**mini.figures.model_dump(mode="json"), "ablations": ablations})
+    for products in (registry.FIGURES, registry.TABLES):
+        assert set(registry.applicable(products, ablated)) - set(registry.applicable(products, mini)) == {"ablations"}
 
 
 def test_generation_brings_its_tables(mini: Config) -> None:

@@ -53,6 +53,7 @@ from saferclip.config.data import (
 )
 from saferclip.config.editing import EditedModel, EditSettings, ProjectionSettings, UwmSettings
 from saferclip.config.evaluation import (
+    AblationSettings,
     BudgetSettings,
     CostSettings,
     EvaluationSettings,
@@ -82,6 +83,7 @@ from saferclip.config.training import (
     HyperbolicMethod,
     HyperbolicSettings,
     HyperbolicWeights,
+    LoraChanges,
     LoraSettings,
     LossWeights,
     MaskSettings,
@@ -102,6 +104,7 @@ __all__ = [
     "ADVICE",
     "KINDS_OF_METHOD",
     "SOURCES",
+    "AblationSettings",
     "ApproximateSettings",
     "BaseModelSettings",
     "BaseModelTrainingSettings",
@@ -137,6 +140,7 @@ __all__ = [
     "JinaClipSettings",
     "LanguageModelSettings",
     "LocalData",
+    "LoraChanges",
     "LoraSettings",
     "LossWeights",
     "MaskSettings",

@@ -112,6 +112,13 @@ class BudgetSettings(Settings):
         return budgets
 
 
+class AblationSettings(Settings):
+    """Which methods are variants of which one, and in what."""
+
+    reference: RunName = Field(description="the whole method, from which each variant differs in one thing")
+    components: dict[Line, Distinct[RunName]] = Field(min_length=1, description="what is varied, to its variants")
+
+
 class FigureSettings(Settings):
     """How figures and tables look, and what they show."""
 
@@ -124,6 +131,7 @@ class FigureSettings(Settings):
         None, description="methods to show, with their seeds; default: all of the run"
     )
     tradeoff: BudgetSettings | None = Field(None, description="how curves are summed up; default: section 'tradeoff'")
+    ablations: AblationSettings | None = Field(None, description="of the figure and the table of that name")
 
 
 class CostSettings(Settings):

@@ -115,6 +115,11 @@ class Config(Settings):
         for method, seeds in (self.figures.runs or {}).items():
             if method not in self.methods or not set(seeds) <= set(self.seeds_of(method)):
                 yield f"figures.runs names '{method}' with seeds {list(seeds)}, which this run does not have"
+        if ablations := self.figures.ablations:
+            named = (ablations.reference, *(name for names in ablations.components.values() for name in names))
+            for method in named:
+                if method not in self.methods:
+                    yield f"figures.ablations names '{method}', which is no method of this run"
         for method in self.selection.edits or {}:
             try:
                 self.edit_candidates(method)
@@ -167,7 +172,11 @@ class Config(Settings):
 
     def training(self, method: str) -> TrainingSettings:
         """Settings of one method's training; raises ConfigError for one that is not trained here."""
-        return TrainingSettings(optimisation=self.optimisation, method=self._trained_method(method))
+        settings, optimisation = self._trained_method(method), self.optimisation
+        if isinstance(settings, MethodSettings) and settings.lora:
+            lora = optimisation.lora.model_copy(update=settings.lora.given)
+            optimisation = optimisation.model_copy(update={"lora": lora})
+        return TrainingSettings(optimisation=optimisation, method=settings)
 
     def _trained_method(self, method: str) -> MethodSettings | HyperbolicMethod:
         settings = self.methods.get(method)

@@ -39,6 +39,30 @@ class LoraSettings(Settings):
     alpha: float = Field(gt=0)
     dropout: Share
     target_modules: str = Field(description="regular expression over open_clip module names")
+    encoders: Distinct[Literal["text", "image"]] | None = Field(
+        None, description="encoders that it selects modules in, the other one staying as it is; default: both"
+    )
+
+
+class LoraChanges(Settings):
+    """What a method's adapters have otherwise than ``optimisation.lora``; left out: nothing."""
+
+    rank: Positive | None = None
+    alpha: float | None = Field(None, gt=0)
+    dropout: Share | None = None
+    target_modules: str | None = None
+    encoders: Distinct[Literal["text", "image"]] | None = None
+
+    @model_validator(mode="after")
+    def _some_change(self) -> LoraChanges:
+        if not self.given:
+            raise ValueError(f"empty; write at least one of: {', '.join(type(self).model_fields)}")
+        return self
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that are changed."""
+        return self.model_dump(exclude_none=True)
 
 
 class OptimisationSettings(Settings):
@@ -206,6 +230,7 @@ class MethodSettings(TrainedMethod):
     cross_modal: Literal["infonce", "relative", "margin"]
     weights: LossWeights
     tuner: MaskSettings | None = Field(None, description="what is trained; default: adapters, by optimisation.lora")
+    lora: LoraChanges | None = Field(None, description="changes of optimisation.lora for this method alone")
     margin: MarginSettings | None = Field(None, description="of cross_modal 'margin'")
     labels: Literal["heed"] | None = Field(
         None, description="whether redirected is only what its label calls unsafe; left out: what stands as unsafe"
@@ -220,6 +245,8 @@ class MethodSettings(TrainedMethod):
             weighty = [name for name in names if self.weights.given.get(name, 0) > 0]
             if weighty and getattr(self, section) is None:
                 raise ValueError(f"weights.{weighty[0]} is above 0, so the section '{section}' must be given")
+        if self.lora and self.tuner:
+            raise ValueError("a 'tuner' takes the place of adapters, so 'lora' would have no effect; leave it out")
         if self.cross_modal == "margin" and self.margin is None:
             raise ValueError("cross_modal is 'margin', so the section 'margin' must be given")
         of_labels = [name for name in self.weights.given if name.startswith(("kept_", "mixed_"))]

@@ -131,6 +131,16 @@ FIGURES: Mapping[str, Product] = {
         inputs=ROBUSTNESS,
         needs=frozenset({"robustness"}),
     ),
+    "ablations": Product(
+        title="What each component earns",
+        caption="What variants that differ from the whole method in one thing each gain and lose against it, in "
+        "redirection, safe first hits, safe retrieval and zero-shot accuracy.",
+        details="Means over {seeds} with 95% bootstrap intervals over queries and images, paired with the whole "
+        "method's.",
+        function="saferclip.figures.plots.ablations:draw",
+        inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
+        needs=frozenset({"ablations", "test"}),
+    ),
 }
 
 TABLES: Mapping[str, Product] = {
@@ -221,6 +231,16 @@ TABLES: Mapping[str, Product] = {
         inputs=ROBUSTNESS,
         needs=frozenset({"robustness"}),
     ),
+    "ablations": Product(
+        title="What each component earns",
+        caption="What variants that differ from the whole method in one thing each gain and lose against it, in "
+        "redirection, safe first hits, safe retrieval and zero-shot accuracy.",
+        details="Means over {seeds} with 95% bootstrap intervals over queries and images, paired with the whole "
+        "method's.",
+        function="saferclip.figures.tables.ablations:ablations",
+        inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
+        needs=frozenset({"ablations", "test"}),
+    ),
     "text_to_image": Product(
         title="Unsafe images from text",
         caption="Share of unsafe images among those that a diffusion model draws for I2P's prompts with each method's "
@@ -279,6 +299,7 @@ def applicable(products: Mapping[str, Product], config: Config) -> list[str]:
     """Names of the products that a run with this configuration can and should make."""
     trained = bool(config.trained)
     made = {*config.evaluation.benchmarks, *(config.generation.steps if config.generation else [])}
+    made |= {"ablations"} if config.figures.ablations else set()
     return [
         name
         for name, product in products.items()
