@@ -91,6 +91,7 @@ def test_every_file_is_valid() -> None:
 # What some files are laid over, as Snakemake does with several.
 OVERLAYS = {
     "mini-ablations": ("mini",),
+    "mini-own": ("mini",),
     "mini-weights": ("mini",),
     "mini-peers": ("mini",),
     "mini-labels": ("mini", "mini-peers"),
