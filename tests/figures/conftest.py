@@ -14,11 +14,14 @@ from PIL import Image, ImageDraw
 from safetensors.numpy import save_file
 
 from saferclip import io
-from saferclip.config import AblationSettings, FigureSettings
+from saferclip.config import AblationSettings, BudgetSettings, FigureSettings
 
 RUNS = {"clip": (0,), "safe-clip": (0, 1, 2), "safer-clip": (0, 1, 2)}
 QUADRUPLES = 120
 GALLERY_UNSAFE = 60
+BUDGETS = (1.0, 5.0, 20.0)
+CURVE = (0.5, 1.0, 1.5)  # scales of a tuned method's trade-off curve
+UNSAFE = ("unsafe_text_to_image", "unsafe_image_to_text")
 RESAMPLES, SEED = 200, 7
 DIRECTIONS = ("text_to_image", "image_to_text", "unsafe_text_to_image", "unsafe_image_to_text")
 # Of a query's latent ease in 0..1, how much a method needs for the correct item to come first.
@@ -100,6 +103,7 @@ def write_run(
         _write_generation(folder, method, seeds[0])
         for seed in seeds:
             _write_evaluation(folder, method, seed, benchmarks, galleries)
+            _write_tradeoff(folder / "tradeoff" / method / f"seed-{seed}", method, seed)
             if method != "clip":
                 _write_training(folder / "training" / method / f"seed-{seed}", method, seed)
     _write_selection(folder)
@@ -111,6 +115,7 @@ def write_run(
         title=title,
         runs=runs,
         ablations=AblationSettings(reference="safer-clip", components={"loss": ("safe-clip",)}),
+        tradeoff=BudgetSettings(budgets=BUDGETS),
     )
     return Run(folder, settings)
 
@@ -240,6 +245,27 @@ def _write_selection(folder: Path) -> None:
         for rate, score in zip((3e-4, 1e-3, 3e-3), scores, strict=True)
     ]
     io.write_csv(folder / "learning_rate_selection" / "selection.csv", rows)
+
+
+def _write_tradeoff(folder: Path, method: str, seed: int) -> None:
+    """Outcomes of half of the quadruples and of 60 images: the same queries are easy for every method."""
+    queries = {
+        **{("test", direction): [f"test-{row:05d}" for row in range(QUADRUPLES // 2)] for direction in UNSAFE},
+        **{("zero_shot", name): [str(60 * place + row) for row in range(60)] for place, name in enumerate("ab")},
+    }
+    rows = []
+    for (benchmark, direction), ids in queries.items():
+        ease = random_for("tradeoff", benchmark, direction).random(len(ids))
+        ease = ease + random_for("tradeoff", benchmark, direction, method, seed).normal(0, 0.02, len(ids))
+        for place, query in enumerate(ids):
+            row: dict[str, Any] = {"benchmark": benchmark, "direction": direction, "query_id": query, "group": -1}
+            for scale in (0.0,) if method == "clip" else CURVE:
+                gone = scale * (1 - ZERO_SHOT[method])
+                right = 0.9 - gone if benchmark == "zero_shot" else 0.1 + scale * (0.3 - 0.2 * UNSAFE_SHARE[method])
+                row[f"{scale:g}/rank"] = 1 if ease[place] < right else 2
+                row[f"{scale:g}/top_unsafe"] = benchmark == "test" and bool(ease[place] > right + 0.2)
+            rows.append(row)
+    io.write_table(folder / "outcomes.parquet", rows)
 
 
 def _write_evaluation(

@@ -55,6 +55,7 @@ def test_it_names_every_product_that_was_asked_for() -> None:
     assert set(registry.FIGURES) == {
         "main_comparison",
         "safety_utility",
+        "tradeoff",
         "zero_shot_sets",
         "similarity",
         "training_curves",
@@ -70,6 +71,7 @@ def test_it_names_every_product_that_was_asked_for() -> None:
         "unsafe_gallery",
         "zero_shot",
         "drift",
+        "tradeoff",
         "safeground",
         "robustness",
         "over_refusal",
@@ -231,3 +233,13 @@ def test_a_run_of_one_benchmark_gets_its_products(make_run: Callable[..., Any], 
     assert "zero_shot" not in header
     figure.draw("main_comparison", own.settings, own.folder, tmp_path / "bars")
     assert (tmp_path / "bars.png").stat().st_size > 5000
+
+
+def test_a_run_without_curves_has_no_product_of_them(mini: Config) -> None:
+    assert "tradeoff" in registry.applicable(registry.FIGURES, mini)
+    assert "tradeoff" in registry.applicable(registry.TABLES, mini)
+    values = mini.model_dump(mode="json") | {"tradeoff": None}
+    bare = type(mini).model_validate(values)
+    assert "tradeoff" not in registry.applicable(registry.FIGURES, bare)
+    files = registry.inputs(registry.FIGURES["tradeoff"], mini)
+    assert "tradeoff/safer-clip/seed-2/outcomes.parquet" in files and "tradeoff/clip/seed-0/outcomes.parquet" in files

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from projects import Plan
 
 ROOT = Path(__file__).parents[2]
 AGGREGATES = {"figure", "table", "report", "all"}
@@ -29,7 +30,7 @@ def test_a_learning_rate_retrains_its_method_alone(finished: Any) -> None:
     expected = [{"method": "safer-clip", "seed": seed} for seed in ("0", "1", "2")]
     assert sorted(plan.of("training"), key=str) == expected
     assert sorted(plan.of("evaluation"), key=str) == expected
-    assert set(plan.counts) == {"training", "evaluation", *AGGREGATES}
+    assert set(plan.counts) == {"training", "evaluation", "tradeoff", *AGGREGATES}
 
 
 def test_a_further_method_runs_beside_the_others(finished: Any) -> None:
@@ -64,7 +65,7 @@ def test_a_further_seed_trains_only_that_seed(finished: Any) -> None:
 
 def test_an_evaluation_setting_evaluates_without_training(finished: Any) -> None:
     plan = finished.plan(config=finished.variant("bootstrap", {"evaluation.bootstrap": 77}))
-    assert set(plan.counts) == {"evaluation", *AGGREGATES}
+    assert set(plan.counts) == {"evaluation", "tradeoff", *AGGREGATES}
     assert plan.counts["evaluation"] == 7
 
 
@@ -86,7 +87,7 @@ def test_the_untuned_models_evaluation_serves_all_others(finished: Any) -> None:
 
 def test_the_size_of_a_test_set_changes_no_training(finished: Any) -> None:
     plan = finished.plan(config=finished.variant("gallery", {"test_sets.embedded.zero_shot_images": 77}))
-    assert set(plan.counts) == {"test_sets", "evaluation", *AGGREGATES}
+    assert set(plan.counts) == {"test_sets", "evaluation", "tradeoff", *AGGREGATES}
 
 
 def test_a_delivered_choice_of_learning_rates_becomes_a_table(finished: Any) -> None:
@@ -118,9 +119,9 @@ def test_the_notation_of_a_setting_does_not_matter(finished: Any) -> None:
     [
         ("figures/figure.py", {"figure", "report", "all"}),
         ("figures/table.py", {"table", "report", "all"}),
-        ("evaluation/zero_shot.py", {"evaluation", *AGGREGATES}),
-        ("training/losses.py", {"training", "evaluation", *AGGREGATES}),
-        ("mining/nearest.py", {"mining", "training", "evaluation", *AGGREGATES}),
+        ("evaluation/zero_shot.py", {"evaluation", "tradeoff", *AGGREGATES}),
+        ("training/losses.py", {"training", "evaluation", "tradeoff", *AGGREGATES}),
+        ("mining/nearest.py", {"mining", "training", "evaluation", "tradeoff", *AGGREGATES}),
         ("cli.py", None),
         ("config/reading.py", None),
     ],
@@ -193,3 +194,24 @@ def test_configured_learning_rates_are_the_chosen_ones() -> None:
         chosen = {row["method"]: float(row["learning_rate"]) for row in rows if row["chosen"] == "True"}
         assert chosen == {method: values["learning_rate"] for method, values in config["methods"].items() if values}
         assert {float(row["learning_rate"]) for row in rows} == set(config["selection"]["learning_rates"])
+
+
+def test_curves_are_drawn_where_the_run_has_their_section_alone(finished: Any) -> None:
+    plan = finished.plan("--forcerun", "tradeoff")
+    assert set(plan.counts) == {"tradeoff", *AGGREGATES}
+    assert plan.counts["tradeoff"] == 7
+    without = finished.plan("--forceall", config=finished.variant("no-curves", {"tradeoff": None}))
+    assert "tradeoff" not in without.counts
+    budgets = finished.plan(config=finished.variant("budgets", {"tradeoff.budgets": [3, 9]}))
+    assert set(budgets.counts) == AGGREGATES
+
+
+def test_the_judge_reads_nothing_of_the_test_data(finished: Any) -> None:
+    text = finished.snakemake("--dry-run", "tradeoff_validation", "--forceall")
+    plan = Plan(text)
+    assert plan.counts["validation_tradeoff"] == 7
+    assert {"validation_sets", "validation_benchmark", "tradeoff_ranking"} <= set(plan.counts)
+    assert {"test_sets", "evaluation", "benchmark", "tradeoff"}.isdisjoint(plan.counts)
+    read = [line for line in text.splitlines() if line.startswith("    input: ")]
+    assert len(read) > 10
+    assert not [line for line in read if re.search(r"data/test\.parquet|/test_sets/|/benchmark/nsfw", line)]

@@ -27,6 +27,7 @@ DRIFT = "evaluation/{method}/seed-{seed}/drift.json"
 ROBUSTNESS = ("evaluation/{method}/seed-{seed}/robustness.json", RANKS, "robustness/variants.json")
 TEXT_TO_IMAGE = "text_to_image/{method}/seed-{first}/{guidance}.json"
 IMAGE_TO_TEXT = "image_to_text/{method}/seed-{first}/record.json"
+CURVES = "tradeoff/{curve}/seed-{seed}/outcomes.parquet"
 ZERO_SHOT_SETS = ("test_sets/zero_shot.json", "test_sets/zero_shot.parquet")
 
 
@@ -35,7 +36,8 @@ class Product:
     """One figure or table.
 
     ``inputs`` are paths below the run's folder.  ``{method}`` and ``{seed}`` stand for every
-    evaluated pair, ``{trained}`` and ``{seed}`` for every trained one, ``{untuned}`` and ``{seed}``
+    evaluated pair, ``{trained}`` and ``{seed}`` for every trained one, ``{curve}`` and ``{seed}`` for every
+    one with a trade-off curve, ``{untuned}`` and ``{seed}``
     for the base model; ``{first}`` is a method's first seed, and ``{guidance}`` stands for every safe
     guidance of text to image.  A file named after a benchmark is
     read only where the run has that benchmark; those in ``needs`` cannot be done without.  What the
@@ -73,6 +75,16 @@ FIGURES: Mapping[str, Product] = {
         function="saferclip.figures.plots.safety_utility:draw",
         inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
         needs=frozenset({"test", "zero_shot"}),
+    ),
+    "tradeoff": Product(
+        title="Trade-off curves",
+        caption="Unsafe queries whose first hit is safe, against zero-shot accuracy lost, as the scale of what "
+        "tuning changed goes from 0 (CLIP) to beyond 1 (large points: the method itself).",
+        details="Means over {seeds}, over captions and images as queries, and over the benchmarks. Bands: 95% "
+        "bootstrap intervals of the most that is reached within a loss; grey lines: the budgets of the table.",
+        function="saferclip.figures.plots.tradeoff:draw",
+        inputs=(CURVES, "evaluation/{untuned}/seed-{seed}/test.json"),
+        needs=frozenset({"tradeoff"}),
     ),
     "zero_shot_sets": Product(
         title="Zero-shot accuracy by set",
@@ -202,6 +214,15 @@ TABLES: Mapping[str, Product] = {
         inputs=(DRIFT,),
         needs=frozenset({"drift"}),
     ),
+    "tradeoff": Product(
+        title="Trade-off curves in numbers",
+        caption="How many unsafe queries have a safe first hit within a budget of zero-shot accuracy, at whatever "
+        "scale of what tuning changed, and the mean over budgets.",
+        details="Means over {seeds} with 95% intervals, paired bootstrap over quadruples and images.",
+        function="saferclip.figures.tables.tradeoff:tradeoff",
+        inputs=(CURVES, "evaluation/{untuned}/seed-{seed}/test.json"),
+        needs=frozenset({"tradeoff"}),
+    ),
     "safeground": Product(
         title="SafeGround scores",
         caption="SafeGround scores, and the share of queries that are nearer to the safe partner than to the unsafe"
@@ -300,6 +321,8 @@ def applicable(products: Mapping[str, Product], config: Config) -> list[str]:
     trained = bool(config.trained)
     made = {*config.evaluation.benchmarks, *(config.generation.steps if config.generation else [])}
     made |= {"ablations"} if config.figures.ablations else set()
+    if len(config.curves) > 1:
+        made.add("tradeoff")
     return [
         name
         for name, product in products.items()
@@ -327,6 +350,7 @@ def _expand(pattern: str, config: Config) -> list[str]:
     groups = {
         "{method}": list(runs),
         "{trained}": [method for method in runs if method in config.trained],
+        "{curve}": [method for method in runs if method in config.curves],
         "{untuned}": [method for method in runs if config.methods[method] is None],
     }
     for placeholder, methods in groups.items():
