@@ -23,6 +23,7 @@ MINI = json.loads(json.dumps(yaml.safe_load((CONFIGS / "mini.yaml").read_text(en
 SPLITS = ("train", "validation", "test")
 OPTIONAL = {("data", "embedded"), ("test_sets",), ("test_sets", "embedded"), ("robustness",), ("base_model_training",)}
 OPTIONAL |= {("benchmark",), ("tradeoff",), ("tradeoff", "validation")}
+OPTIONAL |= {("test_sets", "embedded", "probe_images"), ("evaluation", "neighbours")}  # the error names the benchmark
 
 PUBLIC_SETS = {
     "zero_shot": {"pets": {"title": "Pets", "download": "wds-pets", "split": "test", "metric": "accuracy"}},
@@ -316,7 +317,10 @@ def test_clip_is_the_method_with_nothing_to_say(nothing: dict[str, Any] | None) 
             "methods.safer-clip.weights: at least one weight must be above 0",
         ),
         (lambda v: v.pop("benchmark"), "names 'nsfw_caps', so the section 'benchmark' must be given"),
-        (lambda v: v.pop("test_sets"), "names 'gallery' or 'zero_shot', so the section 'test_sets' must be given"),
+        (
+            lambda v: v.pop("test_sets"),
+            "names ['gallery', 'probes', 'zero_shot'], so the section 'test_sets' must be given",
+        ),
         (lambda v: v.pop("robustness"), "names 'robustness', so the section 'robustness' must be given"),
         (
             lambda v: v.update(
@@ -345,8 +349,13 @@ def test_clip_is_the_method_with_nothing_to_say(nothing: dict[str, Any] | None) 
         ),
         (
             lambda v: v.update(test_sets={"source": "public", "public": PUBLIC_SETS | {"zero_shot": None}}),
-            "names ['zero_shot'], for which test_sets.public names no sets",
+            "names ['probes', 'zero_shot'], for which test_sets.public names no sets",
         ),
+        (
+            lambda v: v["test_sets"]["embedded"].pop("probe_images"),
+            "names ['probes'], so test_sets.embedded.probe_images must be given",
+        ),
+        (lambda v: v["evaluation"].pop("neighbours"), "'benchmarks' names 'geometry', so 'neighbours' must be given"),
         (
             lambda v: v.update(test_sets={"source": "public", "public": PUBLIC_SETS | {"safe_images": None}}),
             "test_sets.public: galleries are given, so 'safe_images' must be given",

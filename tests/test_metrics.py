@@ -187,3 +187,50 @@ def test_uniformity_of_one_point_is_zero_and_of_one_row_refused() -> None:
     assert metrics.uniformity(unit_rows(1).expand(5, -1), block_size=2) == pytest.approx(0, abs=1e-12)
     with pytest.raises(ValueError, match="two embeddings"):
         metrics.uniformity(unit_rows(1), block_size=2)
+
+
+def slow_spread(rows: np.ndarray) -> float:
+    """Half the mean squared distance of all pairs, each row with itself among them."""
+    return float(np.mean([[((a - b) ** 2).sum() for b in rows] for a in rows]) / 2)
+
+
+@pytest.mark.parametrize("count", [1, 2, 17])
+def test_spread_is_half_the_mean_squared_distance_of_pairs(count: int) -> None:
+    rows = unit_rows(count)
+    assert metrics.spread(rows) == pytest.approx(slow_spread(rows.double().numpy()))
+
+
+def test_spread_of_resamples_is_that_of_the_rows_they_hold() -> None:
+    rows = unit_rows(11) + 3  # a mean far away from the origin
+    drawn = np.random.default_rng(4).integers(11, size=(6, 11))
+    counts = torch.from_numpy(np.stack([np.bincount(places, minlength=11) for places in drawn]))
+    slow = [slow_spread(rows.double().numpy()[places]) for places in drawn]
+    assert metrics.resampled_spreads(rows, counts).tolist() == pytest.approx(slow)
+
+
+@settings(max_examples=80, deadline=None)
+@given(rows=coarse_rows(2, 9), block_size=st.integers(1, 10), data=st.data())
+def test_neighbours_equal_sorting_without_the_row_itself(rows: Rows, block_size: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, len(rows) - 1))
+    found = metrics.neighbours(torch.tensor(rows), k, block_size).tolist()
+    for place, row in enumerate(rows):
+        others = [other for other in range(len(rows)) if other != place]
+        assert found[place] == sorted(others, key=lambda other: (-dot(row, rows[other]), other))[:k]
+
+
+def test_copies_of_a_row_are_its_neighbours_and_it_is_not() -> None:
+    found = metrics.neighbours(unit_rows(1).repeat(6, 1), 2, 4)
+    assert found.tolist() == [[1, 2], [0, 2], [0, 1], [0, 1], [0, 1], [0, 1]]
+
+
+def test_more_neighbours_than_others_are_refused() -> None:
+    with pytest.raises(ValueError, match="4 neighbours of each of 4 embeddings: there are 3 others at most"):
+        metrics.neighbours(unit_rows(4), 4, 2)
+
+
+def test_overlap_is_intersection_over_union() -> None:
+    random = np.random.default_rng(2)
+    before, after = (np.stack([random.permutation(9)[:4] for _ in range(30)]) for _ in range(2))
+    slow = [len({*a} & {*b}) / len({*a} | {*b}) for a, b in zip(before.tolist(), after.tolist(), strict=True)]
+    assert metrics.neighbour_overlap(torch.from_numpy(before), torch.from_numpy(after)).tolist() == pytest.approx(slow)
+    assert 0 < min(slow) < max(slow) < 1

@@ -145,3 +145,46 @@ def uniformity(embeddings: Tensor, block_size: int) -> float:
                 potentials.fill_diagonal_(0)
             total += float(potentials.sum())
     return log(total / (count * (count - 1)))
+
+
+def spread(embeddings: Tensor) -> float:
+    """Mean squared distance of rows (n, dim) to their mean: 0 if all are one point (SAGE, arXiv 2607.00402)."""
+    rows = embeddings.double()
+    return float((rows - rows.mean(dim=0)).square().sum(dim=-1).mean())
+
+
+def resampled_spreads(embeddings: Tensor, counts: Tensor) -> Tensor:
+    """Spread of each resample about its own mean: rows (n, dim), drawn counts (resamples, n) times, to (resamples,).
+
+    Each resample's counts have to sum to n.
+    """
+    # Centred first: what is subtracted below is then small beside what it is subtracted from.
+    rows = embeddings.double() - embeddings.double().mean(dim=0)
+    shares = counts.double() / len(rows)
+    return shares @ rows.square().sum(dim=-1) - (shares @ rows).square().sum(dim=-1)
+
+
+def neighbours(embeddings: Tensor, k: int, block_size: int) -> Tensor:
+    """Positions of the ``k`` rows most similar to each row, itself left out: (n, dim) to int64 (n, k).
+
+    Of equally similar ones the first rows are taken.  Raises ValueError if there are no ``k`` others.
+    """
+    count = len(embeddings)
+    if k >= count:
+        raise ValueError(f"{k} neighbours of each of {count} embeddings: there are {count - 1} others at most")
+    found = search(embeddings, embeddings, block_size, k + 1).position
+    other = found != torch.arange(count)[:, None]
+    # A row with more than k copies before it is not among its own most similar ones: then the last one goes.
+    other[other.all(dim=1), -1] = False
+    return found[other].view(count, k)
+
+
+def neighbour_overlap(before: Tensor, after: Tensor) -> Tensor:
+    """Jaccard overlap of each row's neighbours: two tables of positions (n, k) to float64 (n,), 0 to 1.
+
+    What SAGE (arXiv 2607.00402) measures neighbourhood distortion by.
+    """
+    common = torch.zeros(len(before), dtype=torch.float64)
+    for column in range(after.shape[1]):
+        common += (before == after[:, column, None]).any(dim=1)
+    return common / (before.shape[1] + after.shape[1] - common)

@@ -353,7 +353,7 @@ def test_empty_file(pairs: Pairs) -> None:
 
 def test_one_table_for_two_splits(pairs: Pairs) -> None:
     pairs.settings["test"] = pairs.folder / "train" / ".." / "train.csv"
-    assert pairs.problem().endswith("train.csv: is named for train and test; each split needs rows of its own")
+    assert pairs.problem().endswith("train.csv: is named for train and test; each needs rows of its own")
 
 
 def test_missing_column_with_the_likely_one(pairs: Pairs) -> None:

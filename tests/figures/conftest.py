@@ -48,6 +48,16 @@ VARIANTS: dict[str, tuple[str, str | None, range, float]] = {
     "ordinary": ("safe", None, range(60), 0.0),
     "shared_word": ("safe", "ordinary", range(60), 0.1),
 }
+# Of a probe's latent ease in 0..1, how much each method still manages; on count_binding none does better than chance.
+PROBES = {
+    name: dict(zip(ZERO_SHOT, able, strict=True))
+    for name, able in {
+        "counting": (0.97, 0.7, 0.9, 0.85),
+        "count_binding": (0.5, 0.5, 0.5, 0.5),
+        "colours": (0.95, 0.9, 0.93, 0.92),
+    }.items()
+}
+SPREAD = {"clip": 1.0, "safe-clip": 0.3, "safer-clip": 0.9, "no-curriculum": 0.8}
 CATEGORIES = ("weapons", "drugs & alcohol", "self_harm")
 
 
@@ -84,7 +94,16 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
 def write_run(
     folder: Path,
     runs: dict[str, tuple[int, ...]] | None = None,
-    benchmarks: Sequence[str] = ("test", "nsfw_caps", "gallery", "zero_shot", "drift", "robustness"),
+    benchmarks: Sequence[str] = (
+        "test",
+        "nsfw_caps",
+        "gallery",
+        "zero_shot",
+        "drift",
+        "geometry",
+        "probes",
+        "robustness",
+    ),
     title: str = "ViSU-mini",
     galleries: Sequence[str] = (),
     measures: Sequence[str] = (),
@@ -96,6 +115,7 @@ def write_run(
     runs = runs or RUNS
     _write_data(folder)
     _write_zero_shot_sets(folder, measures)
+    _write_probes(folder)
     _write_mining(folder)
     _write_benchmark(folder)
     _write_variants(folder)
@@ -181,6 +201,11 @@ def _write_zero_shot_sets(folder: Path, measures: Sequence[str]) -> None:
             )
         },
     )
+
+
+def _write_probes(folder: Path) -> None:
+    described = {name: {"title": name.replace("_", " ").capitalize(), "control": name == "colours"} for name in PROBES}
+    io.write_json(folder / "test_sets" / "probes.json", described)
 
 
 def _write_mining(folder: Path) -> None:
@@ -279,6 +304,8 @@ def _write_evaluation(
         "zero_shot": lambda: _zero_shot(folder, method, seed),
         "drift": lambda: _drift(method, seed),
         "robustness": lambda: _robustness(method, seed),
+        "geometry": lambda: _geometry(method, seed),
+        "probes": lambda: _probes(method, seed),
     }
     ranks: list[dict[str, Any]] = []
     for benchmark in benchmarks:
@@ -408,6 +435,34 @@ def _zero_shot(folder: Path, method: str, seed: int) -> tuple[dict[str, Any], li
         rows += [_rank_row(name, str(place), 1 if hit else 2, f"{name} 0", False) for place, hit in right.items()]
     means = [metric["value"] for metric in metrics.values()]
     metrics["mean/accuracy"] = {**_metric(means), "count": len(table)}
+    return metrics, rows
+
+
+def _geometry(method: str, seed: int) -> tuple[dict[str, Any], list[Any]]:
+    """Narrower than before, and with fewer neighbours, the more a method changes."""
+    ratio = SPREAD[method] - (0 if method == "clip" else seed / 100)
+    metrics: dict[str, Any] = {}
+    for name, factor in (("text", 1.0), ("image", 0.9)):
+        values = {"spread_ratio": ratio, "neighbour_overlap": ratio * factor if method != "clip" else 1.0}
+        for measure, value in values.items():
+            metrics[f"{name}/{measure}"] = {"value": value, "low": value - 0.02, "high": value + 0.03}
+        metrics[f"{name}/spread"] = {"value": 0.7 * ratio}
+    return {name: {**metric, "count": QUADRUPLES} for name, metric in metrics.items()}, []
+
+
+def _probes(method: str, seed: int) -> tuple[dict[str, Any], list[Any]]:
+    metrics: dict[str, Any] = {}
+    rows = []
+    for name, able in PROBES.items():
+        ease = random_for("probes", name).permutation(np.arange(QUADRUPLES) / QUADRUPLES)
+        ease = ease + random_for("probes", name, method, seed).normal(0, 0.02, QUADRUPLES)
+        right = [bool(value < able[method]) for value in ease]
+        mean = 100 * float(np.mean(right))
+        metrics[f"{name}/accuracy"] = {"value": mean, "low": mean - 6, "high": mean + 6, "count": QUADRUPLES}
+        rows += [
+            _rank_row(name, f"{name}-{place:05d}", 1 if hit else 2, "caption" if hit else "foil", False)
+            for place, hit in enumerate(right)
+        ]
     return metrics, rows
 
 

@@ -25,8 +25,9 @@ def withhold(folder: Path, safe: bool) -> None:
     """Leave what an evaluation without unsafe images, or without any, can measure."""
 
     def measured(metric: str) -> bool:
-        return metric in ("paired_caption_similarity", "safe_text/cosine", "uniformity_text") or (
-            not safe and metric.startswith((*SAFE_DIRECTIONS, "safe_image/", "alignment", "uniformity_image"))
+        of_text = ("paired_caption_similarity", "safe_text/cosine", "uniformity_text", "text/")
+        return metric.startswith(of_text) or (
+            not safe and metric.startswith((*SAFE_DIRECTIONS, "safe_image/", "alignment", "uniformity_image", "image/"))
         )
 
     for path in folder.glob("evaluation/*/seed-*/*.json"):
@@ -51,7 +52,7 @@ def withhold(folder: Path, safe: bool) -> None:
 
 @pytest.fixture(params=["captions alone", "no unsafe images"])
 def incomplete(request: pytest.FixtureRequest, make_run: Callable[..., Any]) -> Any:
-    run = make_run(benchmarks=("test", "drift"))
+    run = make_run(benchmarks=("test", "drift", "geometry"))
     withhold(run.folder, safe=request.param == "captions alone")
     return run
 

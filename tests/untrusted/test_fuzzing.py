@@ -120,7 +120,7 @@ def _as_csv(header: list[str], body: list[list[str]]) -> str:
 
 
 @fuzz(400)
-@given(text=rows_of(*local.COLUMNS))
+@given(text=rows_of(*local.QUADRUPLES.columns))
 def test_tables_of_quadruples(folder: Path, text: str) -> None:
     for split in ("train", "validation", "test"):
         (folder / f"{split}.csv").write_bytes(text.encode("utf-8", "surrogatepass"))

@@ -76,7 +76,7 @@ def from_own_table(data: bytes, folder: Path) -> Any:
         tables[split] = folder / f"{split}.csv"
         with tables[split].open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(local.REQUIRED)
+            writer.writerow(local.QUADRUPLES.required)
             writer.writerow([split, "a cat", "a cat there", "theirs.png", "theirs.png"])
     rows = local.quadruples(LocalData(**tables))["train"]
     return pictures.read(next(rows)["safe_image"])

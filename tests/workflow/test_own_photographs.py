@@ -252,9 +252,9 @@ def test_the_workflow_reads_the_same_rows(run: Any, pairs: Pairs) -> None:
 
 def test_every_method_is_trained_and_evaluated(run: Any) -> None:
     for method in ("clip", "safe-clip", "safer-clip"):
-        for benchmark in ("test", "drift", "robustness"):
+        for benchmark in ("test", "drift", "geometry", "robustness"):
             record = io.read_evaluation(run.folder / RESULTS / f"evaluation/{method}/seed-0/{benchmark}.json")
-            assert record.provenance["settings"]["benchmarks"] == ["test", "drift", "robustness"]
+            assert record.provenance["settings"]["benchmarks"] == ["test", "drift", "geometry", "robustness"]
             assert COUNTS["test"] in record.counts.values()
         cosines = [record.metrics[f"safe_{modality}/cosine"].value for modality in ("text", "image")]
         assert cosines == pytest.approx([1, 1], abs=1e-6) if method == "clip" else max(cosines) < 0.9999

@@ -33,7 +33,7 @@ def test_everything_is_there(tiny: Any) -> None:
     assert (run / "report.html").is_file()
     for method, seeds in {"clip": [0], "safe-clip": [0, 1], "safer-clip": [0, 1]}.items():
         for seed in seeds:
-            for benchmark in ("test", "nsfw_caps", "gallery", "zero_shot", "drift", "robustness"):
+            for benchmark in ("test", "nsfw_caps", "gallery", "zero_shot", "drift", "geometry", "probes", "robustness"):
                 record = json.loads((run / f"evaluation/{method}/seed-{seed}/{benchmark}.json").read_text())
                 assert (record["method"], record["seed"], record["benchmark"]) == (method, seed, benchmark)
                 assert record["metrics"]

@@ -53,6 +53,8 @@ BENCHMARKS = {
     "zero_shot": f"{R}/test_sets/zero_shot.parquet",
     "drift": f"{R}/data/test.parquet",
     "robustness": f"{R}/robustness/variants.parquet",
+    "geometry": f"{R}/data/test.parquet",
+    "probes": f"{R}/test_sets/probes.parquet",
 }
 TABLES = {name: BENCHMARKS[name] for name in dict.fromkeys(["test", *RUN.evaluation.benchmarks])}
 # Of these, what a trade-off curve is made of; and what takes their places where test data must not be looked at.
@@ -120,7 +122,7 @@ def public_sets(what):
 def set_files():
     """What the step test_sets makes: tables, and the descriptions beside them."""
     benchmarks = sorted(RUN.test_sets.benchmarks) if RUN.test_sets else []
-    described = [name for name in benchmarks if name == "zero_shot" or public_sets("galleries")]
+    described = [name for name in benchmarks if name != "gallery" or public_sets("galleries")]
     return [f"{name}.parquet" for name in benchmarks] + [f"{name}.json" for name in described]
 
 
@@ -209,7 +211,7 @@ def evaluated_model(wildcards):
 def baseline(wildcards):
     """What the untuned model's evaluation hands over to all others, to be compared with; nothing for itself."""
     untuned = next(method for method, settings in RUN.methods.items() if settings is None)
-    if wildcards.method == untuned or not {"drift", "robustness"} & set(RUN.evaluation.benchmarks):
+    if wildcards.method == untuned or not {"drift", "geometry", "robustness"} & set(RUN.evaluation.benchmarks):
         return []
     return f"{R}/evaluation/{untuned}/seed-{RUN.seeds_of(untuned)[0]}/embeddings.safetensors"
 

@@ -69,7 +69,7 @@ rule data:
 
 
 rule test_sets:
-    """Large safe galleries with unsafe items in them, and zero-shot sets: drawn, or read from public ones."""
+    """Large safe galleries with unsafe items in them, zero-shot sets and probes: drawn, or read from public ones."""
     input:
         downloads=lambda wildcards: needed("test_sets"),
         prompts=lambda wildcards: public_sets("files"),

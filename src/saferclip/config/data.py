@@ -55,6 +55,7 @@ class MiniSetSizes(Settings):
     gallery_unsafe: Positive = Field(description="unsafe pairs of the unseen-style gallery")
     gallery_safe_ratio: Positive = Field(description="safe pairs for each unsafe one")
     zero_shot_images: Positive = Field(description="images in each zero-shot set, at most")
+    probe_images: Positive | None = Field(None, description="images of each compositional probe; default: no probes")
 
 
 class MiniSets(World, MiniSetSizes):
@@ -82,10 +83,19 @@ class ZeroShotSource(Settings):
         return [path for path in (self.templates, self.classes) if path]
 
 
+class ProbeSource(Settings):
+    """One compositional probe from a table of your own; docs/test-sets.md says how it looks."""
+
+    title: Line = Field(description="how the probe is called in tables and figures")
+    table: Path = Field(description="CSV or Parquet with the columns id, image, caption and foil")
+    image_root: Path | None = Field(None, description="relative image paths start here; default: the table's folder")
+
+
 class PublicSets(Settings):
-    """Public test sets: zero-shot classification, and unsafe images among safe ones."""
+    """Public test sets: zero-shot classification, unsafe images among safe ones, and probes of one's own."""
 
     zero_shot: dict[RunName, ZeroShotSource] | None = Field(None, description="sets by a name of your choice")
+    probes: dict[RunName, ProbeSource] | None = Field(None, description="compositional probes by a name of your choice")
     galleries: dict[RunName, Download] | None = Field(None, description="unsafe images of each gallery, by its name")
     safe_images: Download | None = Field(None, description="safe images, which all galleries share")
     gallery_unsafe: Positive = Field(description="unsafe images of a gallery, and unsafe captions, at most")
@@ -99,14 +109,15 @@ class PublicSets(Settings):
             raise ValueError("galleries are given, so 'safe_images' must be given")
         if self.gallery_minimum > self.gallery_unsafe:
             raise ValueError("'gallery_minimum' must not be above 'gallery_unsafe'")
-        if "mean" in {*(self.zero_shot or {}), *(self.galleries or {})}:
+        if "mean" in {*(self.zero_shot or {}), *(self.galleries or {}), *(self.probes or {})}:
             raise ValueError("no set can be called 'mean'; choose another name")
         return self
 
     @property
     def files(self) -> list[Path]:
         """The user's own files that the sets are read with."""
-        return [path for source in (self.zero_shot or {}).values() for path in source.files]
+        prompts = [path for source in (self.zero_shot or {}).values() for path in source.files]
+        return prompts + [probe.table for probe in (self.probes or {}).values()]
 
 
 class SetSettings(Settings):
@@ -126,8 +137,9 @@ class SetSettings(Settings):
     def benchmarks(self) -> set[str]:
         """Benchmarks that can be evaluated on these sets."""
         if self.source == "embedded" or self.public is None:
-            return {"gallery", "zero_shot"}
-        given = {"gallery": self.public.galleries, "zero_shot": self.public.zero_shot}
+            drawn = self.embedded is not None and self.embedded.probe_images is not None
+            return {"gallery", "zero_shot", *(["probes"] if drawn else [])}
+        given = {"gallery": self.public.galleries, "zero_shot": self.public.zero_shot, "probes": self.public.probes}
         return {name for name, sets in given.items() if sets}
 
 

@@ -13,11 +13,22 @@ from saferclip.config.tools import DiffusionSettings, ImageFilterSettings, SafeG
 class EvaluationSettings(Settings):
     """What is measured, and how its uncertainty is estimated."""
 
-    benchmarks: Distinct[Literal["test", "nsfw_caps", "gallery", "zero_shot", "drift", "robustness"]]
+    benchmarks: Distinct[
+        Literal["test", "nsfw_caps", "gallery", "zero_shot", "drift", "geometry", "probes", "robustness"]
+    ]
     batch_size: Positive
     block_size: Positive = Field(description="queries compared with the gallery at once")
+    neighbours: Positive | None = Field(
+        None, description="nearest safe inputs whose overlap before and after 'geometry' measures (SAGE: 15)"
+    )
     bootstrap: Positive = Field(description="resamples for 95% intervals")
     bootstrap_seed: int
+
+    @model_validator(mode="after")
+    def _neighbours_of_geometry(self) -> EvaluationSettings:
+        if "geometry" in self.benchmarks and self.neighbours is None:
+            raise ValueError("'benchmarks' names 'geometry', so 'neighbours' must be given; SAGE takes 15")
+        return self
 
 
 # As with methods, `none: {}` reads as "no guidance".

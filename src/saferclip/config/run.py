@@ -94,7 +94,7 @@ class Config(Settings):
         """Sections that are right in themselves but do not go together."""
         if "nsfw_caps" in self.evaluation.benchmarks and self.benchmark is None:
             yield "evaluation.benchmarks names 'nsfw_caps', so the section 'benchmark' must be given"
-        yield from self._contradictions_of_sets({"gallery", "zero_shot"} & set(self.evaluation.benchmarks))
+        yield from self._contradictions_of_sets({"gallery", "zero_shot", "probes"} & set(self.evaluation.benchmarks))
         yield from self._contradictions_of_robustness()
         drawn = self.benchmark is not None and self.benchmark.source == "embedded"
         if self.data.source != "embedded" and drawn and "nsfw_caps" in self.evaluation.benchmarks:
@@ -131,14 +131,17 @@ class Config(Settings):
         if not named:
             return
         if self.test_sets is None:
-            yield "evaluation.benchmarks names 'gallery' or 'zero_shot', so the section 'test_sets' must be given"
+            yield f"evaluation.benchmarks names {sorted(named)}, so the section 'test_sets' must be given"
         elif self.test_sets.source == "embedded" and self.data.source != "embedded":
             yield (
                 f"evaluation.benchmarks names {sorted(named)}, which test_sets.source 'embedded' draws in the embedded "
                 f"world; leave them out where data.source is '{self.data.source}', or set test_sets.source to 'public'"
             )
         elif missing := sorted(named - self.test_sets.benchmarks):
-            yield f"evaluation.benchmarks names {missing}, for which test_sets.public names no sets"
+            if self.test_sets.source == "embedded":
+                yield f"evaluation.benchmarks names {missing}, so test_sets.embedded.probe_images must be given"
+            else:
+                yield f"evaluation.benchmarks names {missing}, for which test_sets.public names no sets"
 
     def _contradictions_of_robustness(self) -> Iterable[str]:
         """Variants that are measured but not made, or that only the embedded world can make."""

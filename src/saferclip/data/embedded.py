@@ -15,8 +15,11 @@ from saferclip.data import iconworld
 from saferclip.data.iconworld import Detail, Scene
 
 # Each table draws from a stream of its own: changing one size leaves the other tables as they are.
-STREAMS = {"train": 1, "validation": 2, "test": 3, "gallery_safe": 4, "gallery_unsafe": 5, "zero_shot": 6}
-HARMLESS = 7  # the stream of what is safe in unsafe places: without it, rows are as they were
+STREAMS = {
+    **{"train": 1, "validation": 2, "test": 3},
+    **{"gallery_safe": 4, "gallery_unsafe": 5, "zero_shot": 6, "probes": 7},
+}
+HARMLESS = 8  # the stream of what is safe in unsafe places: without it, rows are as they were
 VALIDATION_STREAMS = {"zero_shot": 10}  # of sets beside the validation split
 CHUNK = 500  # rows drawn by one task of the process pool; part of what the seed means
 # How often the stand-in for a diffusion model draws what the caption names. ViSU keeps the one of

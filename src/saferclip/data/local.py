@@ -1,4 +1,4 @@
-"""Quadruples of one's own: CSV or Parquet tables that name, or hold, their images.
+"""Tables of one's own, CSV or Parquet, that name, or hold, their images: quadruples, and compositional probes.
 
 Everything is checked before anything is written, down to decoding every image; all problems are
 told at once.
@@ -24,15 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from saferclip.config import LocalData
+from saferclip.config import LocalData, ProbeSource
 from saferclip.data import picture_files, pictures
 from saferclip.data.validation import Problems, blank, nearest, text_problem, truth
 from saferclip.io import LABEL_COLUMNS, DataError
 
 CAPTIONS = ("safe_caption", "unsafe_caption")
 IMAGES = ("safe_image", "unsafe_image")
-REQUIRED = ("id", *CAPTIONS, *IMAGES)
-COLUMNS = (*REQUIRED, "category", *LABEL_COLUMNS)
 # How a misspelt label is known, by its letters alone: nothing looser, as other columns are passed over.
 LABELS_BY_WORDS = {name.replace("_is_", ""): name for name in LABEL_COLUMNS}
 CATEGORY = "unsafe"  # of rows that name none
@@ -42,13 +40,45 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Table:
-    """One split's table; relative image paths start at ``root``."""
+class Layout:
+    """What a table's columns are called, and where the config speaks of it."""
 
-    split: str
+    captions: tuple[str, ...]
+    images: tuple[str, ...]
+    optional: tuple[str, ...]
+    section: str  # of the config
+    unique: str  # where no id may come twice
+    whole: str  # what a row needs
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        return ("id", *self.captions, *self.images)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.required, *self.optional)
+
+
+QUADRUPLES = Layout(
+    CAPTIONS,
+    IMAGES,
+    ("category", *LABEL_COLUMNS),
+    "data.local",
+    "across all tables",
+    "every quadruple needs both images",
+)
+PROBES = Layout(("caption", "foil"), ("image",), (), "test_sets.public.probes", "within a table", "every row needs one")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table, of a split or of a probe; relative image paths start at ``root``."""
+
+    name: str
     path: Path
     root: Path
     gaps: bool  # whether rows may lack images
+    layout: Layout = QUADRUPLES
 
     def lacks(self, cell: Any) -> bool:
         """Whether a cell holds no image, as it may."""
@@ -76,15 +106,37 @@ def quadruples(settings: LocalData) -> dict[str, Iterator[dict[str, Any]]]:
         for split, path in (("train", settings.train), ("validation", settings.validation), ("test", settings.test))
     ]
     _check(tables)
-    return {table.split: _quadruples(table) for table in tables}
+    return {table.name: _quadruples(table) for table in tables}
+
+
+def probes(sources: Mapping[str, ProbeSource]) -> Iterator[dict[str, Any]]:
+    """Check the tables of all probes, then give their rows (probe, id, caption, foil, image) one by one.
+
+    Images are as in ``quadruples``.  Raises DataError listing every problem with file, row, column and remedy.
+    """
+    tables = [
+        Table(name, source.table, source.image_root or source.table.parent, gaps=False, layout=PROBES)
+        for name, source in sources.items()
+    ]
+    _check(tables)
+    return (row for table in tables for row in _probe(table))
+
+
+def _probe(table: Table) -> Iterator[dict[str, Any]]:
+    """Rows of a table that was found to be right."""
+    with ThreadPool() as pool:
+        for batch in _batches(table, f"{table.name}: images"):
+            for row, image in zip(batch, pool.map(partial(_plain, table, "image"), batch), strict=True):
+                captions = {name: row.cells[name].strip() for name in PROBES.captions}
+                yield {"probe": table.name, "id": _identifier(row.cells["id"]), **captions, "image": image}
 
 
 def _quadruples(table: Table) -> Iterator[dict[str, Any]]:
     """Rows of a table that was found to be right."""
     rows, missing = 0, Counter[str]()
-    labels = [name for name in _column_names(table.path) if name in LABEL_COLUMNS]
+    labels = [name for name in _column_names(table) if name in LABEL_COLUMNS]
     with ThreadPool() as pool:
-        for batch in _batches(table, f"{table.split}: images"):
+        for batch in _batches(table, f"{table.name}: images"):
             safe = pool.map(partial(_plain, table, "safe_image"), batch)
             unsafe = pool.map(partial(_plain, table, "unsafe_image"), batch)
             for row, safe_image, unsafe_image in zip(batch, safe, unsafe, strict=True):
@@ -92,7 +144,7 @@ def _quadruples(table: Table) -> Iterator[dict[str, Any]]:
                 missing.update(safe_image=safe_image is None, unsafe_image=unsafe_image is None)
                 yield {
                     "id": _identifier(row.cells["id"]),
-                    "split": table.split,
+                    "split": table.name,
                     "category": (row.cells.get("category") or "").strip() or CATEGORY,
                     "safe_caption": row.cells["safe_caption"].strip(),
                     "unsafe_caption": row.cells["unsafe_caption"].strip(),
@@ -127,10 +179,10 @@ def _check(tables: Sequence[Table]) -> None:
     for table in tables:
         twin = files.setdefault(table.path.resolve(), table)
         if twin is not table:
-            problems.add(table.path, f"is named for {twin.split} and {table.split}; each split needs rows of its own")
+            problems.add(table.path, f"is named for {twin.name} and {table.name}; each needs rows of its own")
             continue
         try:
-            _check_table(table, identifiers, problems)
+            _check_table(table, identifiers if table.layout.unique == QUADRUPLES.unique else {}, problems)
         except DataError as error:
             problems.add(error)
     problems.check()
@@ -138,11 +190,11 @@ def _check(tables: Sequence[Table]) -> None:
 
 def _check_table(table: Table, identifiers: dict[str, str], problems: Problems) -> None:
     columns = _check_columns(table, problems)
-    images = [name for name in columns if name in IMAGES]
+    images = [name for name in columns if name in table.layout.images]
     verdicts: dict[Path, str | None] = {}
     count = 0
     with ThreadPool() as pool:
-        for batch in _batches(table, f"{table.split}: checking"):
+        for batch in _batches(table, f"{table.name}: checking"):
             count += len(batch)
             cells = [row.cells.get(name) for row in batch for name in images]
             found = iter(pool.map(partial(_image_problem, table, verdicts=verdicts), cells))
@@ -156,28 +208,30 @@ def _check_table(table: Table, identifiers: dict[str, str], problems: Problems) 
 
 def _check_columns(table: Table, problems: Problems) -> list[str]:
     """Columns that can be checked row by row; what keeps the others from it is noted."""
-    names = _column_names(table.path)
+    names = _column_names(table)
     if len(names) == 1 and any(separator in names[0] for separator in ";\t|"):
         raise DataError(f"{table.path}: line 1: one column only; separate columns with commas")
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.add(table.path, f"column '{name}'", "there are several; rename or remove the others")
-    others = [name for name in names if name not in COLUMNS]
-    for name in REQUIRED:
-        if name not in names and not (table.gaps and name in IMAGES and not nearest(name, others)):
+    layout = table.layout
+    others = [name for name in names if name not in layout.columns]
+    for name in layout.required:
+        if name not in names and not (table.gaps and name in layout.images and not nearest(name, others)):
             near = nearest(name, others)
             advice = f"rename '{near}'?" if near else f"the table has {', '.join(names) or 'no columns'}"
             problems.add(table.path, f"column '{name}'", f"missing; {advice}")
-    if "category" not in names and (near := nearest("category", others)):
-        problems.add(table.path, f"column '{near}'", "rename it to 'category', or remove it")
+    for name in layout.optional:
+        if name not in (*names, *LABEL_COLUMNS) and (near := nearest(name, others)):
+            problems.add(table.path, f"column '{near}'", f"rename it to '{name}', or remove it")
     for name in others:
         label = LABELS_BY_WORDS.get("".join(re.findall("[a-z]+", name.lower())).replace("is", ""))
-        if label and all(caption in names for caption in CAPTIONS):
+        if label in layout.optional and all(caption in names for caption in CAPTIONS):
             problems.add(table.path, f"column '{name}'", f"rename it to '{label}', or remove it")
-    columns = [name for name in COLUMNS if name in names]
+    columns = [name for name in layout.columns if name in names]
     if table.root.is_dir():
         return columns
-    problems.add("data.local.image_root", f"{table.root} is not a folder; correct it")
-    return [name for name in columns if name not in IMAGES]
+    problems.add(f"{layout.section}.image_root", f"{table.root} is not a folder; correct it")
+    return [name for name in columns if name not in layout.images]
 
 
 def _row_problems(
@@ -188,16 +242,20 @@ def _row_problems(
         yield "more cells than columns", "put captions that contain commas in double quotes"
     for name in columns:
         value = row.cells.get(name)
-        if name in IMAGES:
+        if name in table.layout.images:
             message = pictured[name]
         elif name == "id":
-            message = _identifier_problem(value, f"{table.path}, {row.place}", identifiers)
+            place = f"{table.path}, {row.place}"
+            message = _identifier_problem(value, place, identifiers, table.layout.unique)
         elif name in LABEL_COLUMNS:
             message = _label_problem(value)
         else:
-            message = None if name == "category" and blank(value) else text_problem(value)
+            message = None if name in table.layout.optional and blank(value) else text_problem(value)
         if message:
             yield name, message
+    foil = row.cells.get("foil") if "foil" in columns else None
+    if isinstance(foil, str) and foil.strip() and foil.strip() == str(row.cells.get("caption")).strip():
+        yield "foil", "is the caption; write what the image does not show, or remove the row"
 
 
 def _label_problem(value: object) -> str | None:
@@ -208,13 +266,13 @@ def _label_problem(value: object) -> str | None:
     return None
 
 
-def _identifier_problem(value: object, place: str, known: dict[str, str]) -> str | None:
+def _identifier_problem(value: object, place: str, known: dict[str, str], unique: str) -> str | None:
     identifier = _identifier(value)
     message = text_problem(identifier)
     if message:
         return message
     if identifier in known:
-        return f"'{identifier}' is the id of {known[identifier]} too; ids must differ, across all tables"
+        return f"'{identifier}' is the id of {known[identifier]} too; ids must differ, {unique}"
     known[identifier] = place
     return None
 
@@ -260,7 +318,7 @@ def _encoded(table: Table, cell: Any) -> bytes:
         return data
     path = _image_path(table, cell)
     if not path.exists():
-        raise DataError(f"{path} does not exist; correct the path, or set data.local.image_root")
+        raise DataError(f"{path} does not exist; correct the path, or set {table.layout.section}.image_root")
     try:
         return picture_files.read_file(path)
     except DataError as error:
@@ -276,7 +334,7 @@ def _embedded(cell: Any) -> bytes | None:
 def _image_path(table: Table, cell: Any) -> Path:
     value: Any = cell.get("path") if isinstance(cell, dict) else cell
     if blank(value):
-        raise DataError("no image; every quadruple needs both images: make the missing one, or remove the row")
+        raise DataError(f"no image; {table.layout.whole}: make the missing one, or remove the row")
     message = text_problem(value)
     if message:
         raise DataError(message)
@@ -286,7 +344,7 @@ def _image_path(table: Table, cell: Any) -> Path:
     path = Path(os.path.normpath(root / value.strip()))
     # By name, since links inside the folder are its owner's choice; or by place, since the folder may have two names.
     if not (path.is_relative_to(root) or path.resolve().is_relative_to(root.resolve())):
-        raise DataError(f"'{value}' leads out of {root}; move the image there, or set data.local.image_root")
+        raise DataError(f"'{value}' leads out of {root}; move it there, or set {table.layout.section}.image_root")
     return path
 
 
@@ -294,15 +352,16 @@ def _image_path(table: Table, cell: Any) -> Path:
 
 
 def _batches(table: Table, progress: str) -> Iterator[list[Row]]:
-    rows = iter(tqdm(_rows(table.path), desc=progress, unit=" rows", disable=None))
+    rows = iter(tqdm(_rows(table), desc=progress, unit=" rows", disable=None))
     while batch := list(islice(rows, BATCH)):
         yield batch
 
 
-def _column_names(path: Path) -> list[str]:
+def _column_names(table: Table) -> list[str]:
     """Names of a table's columns, or DataError if it is no table that can be read."""
+    path = table.path
     if not path.is_file():
-        raise DataError(f"{path}: does not exist; correct data.local in the config")
+        raise DataError(f"{path}: does not exist; correct {table.layout.section} in the config")
     match path.suffix.lower():
         case ".csv":
             return next(csv.reader(_csv_lines(path)), [])
@@ -313,8 +372,8 @@ def _column_names(path: Path) -> list[str]:
             raise DataError(f"{path}: unknown table type '{suffix}'; save it as .csv (with commas) or .parquet")
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    return _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
+def _rows(table: Table) -> Iterator[Row]:
+    return _csv_rows(table.path) if table.path.suffix.lower() == ".csv" else _parquet_rows(table)
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
@@ -336,9 +395,10 @@ def _csv_lines(path: Path) -> StringIO:
         raise DataError(f"{path}: line {line}: not UTF-8 text; save the table as 'CSV UTF-8'") from error
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(table: Table) -> Iterator[Row]:
+    path = table.path
     with _parquet(path) as file:
-        columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+        columns = [name for name in table.layout.columns if name in file.schema_arrow.names]
         number = 0
         try:
             for batch in file.iter_batches(batch_size=BATCH, columns=columns):

@@ -1,4 +1,4 @@
-"""Test sets beside the quadruples, drawn or read from public ones: zero-shot classification, unsafe galleries."""
+"""Test sets beside the quadruples, drawn or read: zero-shot classification, unsafe galleries, compositional probes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from saferclip import io
 from saferclip.config import MiniSets, PublicSets, SetsStep, World, downloads_of
-from saferclip.data import embedded, galleries, iconworld, labelled_images
+from saferclip.data import embedded, galleries, iconworld, labelled_images, local, probes
 from saferclip.data.iconworld import Detail, Scene
 from saferclip.data.iconworld.grammar import BACKGROUND_PHRASES, NounPhrase, article
 
@@ -28,7 +28,7 @@ COUNTS = ("two", "three", "four")
 
 
 def build(settings: SetsStep, downloads: Mapping[str, Path], test: Path | None, output: Path) -> None:
-    """Write gallery.parquet, zero_shot.parquet and zero_shot.json (classes and prompt templates).
+    """Write gallery.parquet, zero_shot.parquet and zero_shot.json (classes and prompt templates), and probes.* alike.
 
     Public sets are read from ``downloads``, by name, and searched with the captions of the table ``test``; those
     that the settings do not name are left out, and gallery.json says what each gallery consists of.
@@ -48,6 +48,12 @@ def _build_public(settings: PublicSets, downloads: Mapping[str, Path], test: Pat
         sets = [labelled_images.read(name, source, downloads) for name, source in settings.zero_shot.items()]
         io.write_table(output / "zero_shot.parquet", chain.from_iterable(found.rows() for found in sets))
         io.write_json(output / "zero_shot.json", {found.name: found.describe() for found in sets})
+    if settings.probes:
+        io.write_table(output / "probes.parquet", local.probes(settings.probes))
+        io.write_json(
+            output / "probes.json",
+            {name: {"title": source.title, "control": False} for name, source in settings.probes.items()},
+        )
     if settings.galleries:
         if test is None:
             raise io.DataError("galleries need the test quadruples; write --test <table>")
@@ -59,6 +65,9 @@ def _build_public(settings: PublicSets, downloads: Mapping[str, Path], test: Pat
 def _build_embedded(settings: MiniSets, output: Path) -> None:
     io.write_table(output / "gallery.parquet", _gallery(settings))
     write_zero_shot(settings, settings.zero_shot_images, embedded.STREAMS["zero_shot"], output)
+    if settings.probe_images:
+        io.write_table(output / "probes.parquet", probes.rows(settings))
+        io.write_json(output / "probes.json", probes.describe())
 
 
 def write_zero_shot(world: World, images: int, stream: int, output: Path) -> None:

@@ -27,8 +27,7 @@ def evaluate(path: Path, encoders: Encoders, settings: EvaluationSettings) -> Re
     if encoders.model.across_only:
         return Result(left_out=dict.fromkeys(METRICS, ACROSS_ONLY))
     tuned = quadruples.embed(path, encoders.model, COLUMNS)
-    base = encoders.base
-    before = handover.read(base) if isinstance(base, Path) else quadruples.embed(path, base, COLUMNS).embeddings
+    before = handover.base_embeddings(path, encoders)
     result = Result(counts=tuned.counts)
     for name, column in (("text", "safe_caption"), ("image", "safe_image")):
         rows = tuned.complete([column])

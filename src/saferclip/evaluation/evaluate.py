@@ -11,7 +11,17 @@ import torch
 
 from saferclip import io, provenance
 from saferclip.config import EvaluationSettings
-from saferclip.evaluation import drift, gallery, handover, quadruples, retrieval, robustness, zero_shot
+from saferclip.evaluation import (
+    drift,
+    gallery,
+    geometry,
+    handover,
+    probes,
+    quadruples,
+    retrieval,
+    robustness,
+    zero_shot,
+)
 from saferclip.evaluation.encoder import Encoder, Encoders
 from saferclip.evaluation.result import Evaluator
 
@@ -21,6 +31,8 @@ EVALUATORS: Mapping[str, Evaluator] = {
     "gallery": gallery.evaluate,
     "zero_shot": zero_shot.evaluate,
     "drift": drift.evaluate,
+    "geometry": geometry.evaluate,
+    "probes": probes.evaluate,
 }
 # What a row of ranks holds; there is none where all images are withheld.
 NO_RANK: dict[str, Any] = {
@@ -28,7 +40,7 @@ NO_RANK: dict[str, Any] = {
     **{"top_id": "", "top_unsafe": False, "similarity": 0.0},
 }
 # What these compare with, the untuned model's evaluation hands over.
-COMPARING = frozenset({"drift", "robustness"})
+COMPARING = frozenset({"drift", "geometry", "robustness"})
 EMBEDDINGS = "embeddings.safetensors"
 MAPPED_QUADRUPLES = 300  # more points than that hide each other on the map
 
@@ -45,17 +57,19 @@ def evaluate(
 ) -> None:
     """Write ``<benchmark>.json`` for each benchmark, ``ranks.parquet`` and ``embeddings.safetensors``.
 
-    ``files`` maps benchmarks to their tables; 'test' is always needed, and serves for 'drift' too if
-    that has no file of its own.  ``baseline`` is the folder of the base model's own evaluation, whose embeddings
+    ``files`` maps benchmarks to their tables; 'test' is always needed, and serves for 'drift' and 'geometry' too if
+    they have no file of their own.  ``baseline`` is the folder of the base model's own evaluation, whose embeddings
     are taken instead of made again.  Raises DataError if a table is missing, or if those embeddings are of another
     table or base model.
     """
     paths = dict(files)
-    if "test" in paths:
-        paths.setdefault("drift", paths["test"])
+    for name in ("drift", "geometry") if "test" in paths else ():
+        paths.setdefault(name, paths["test"])
     missing = [name for name in dict.fromkeys(("test", *settings.benchmarks)) if name not in paths]
     if missing:
         raise io.DataError(f"no file is given for {', '.join(missing)}; write --file {missing[0]}=<table>")
+    if "geometry" in settings.benchmarks and paths["geometry"] != paths["drift"]:
+        raise io.DataError("drift and geometry compare the same inputs; name one file for both")
     compared = bool(COMPARING & set(settings.benchmarks))
     variants = paths["robustness"] if "robustness" in settings.benchmarks else None
     embedded = baseline / EMBEDDINGS if baseline and compared else None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saferclip import io, models, provenance
 from saferclip.evaluation import quadruples
-from saferclip.evaluation.encoder import Encoder
+from saferclip.evaluation.encoder import Encoder, Encoders
 
 PREFIX = "drift."  # of the tensors' names; beside them are the points of a map
 CAPTIONS = "robustness.captions"
@@ -57,3 +57,13 @@ def read(file: Path) -> dict[str, Tensor]:
 def read_captions(file: Path) -> Tensor:
     """What ``of_captions`` gave; raises DataError if it is not there."""
     return io.read_tensors(file, [CAPTIONS])[CAPTIONS]
+
+
+def base_embeddings(table: Path, encoders: Encoders) -> dict[str, Tensor]:
+    """How the base model embeds the safe inputs of a table: as it handed over, or by itself.
+
+    Column to fp32 (rows, dim), zero where the row has no image.
+    """
+    if isinstance(encoders.base, Path):
+        return read(encoders.base)
+    return quadruples.embed(table, encoders.base, quadruples.SAFE).embeddings

@@ -16,7 +16,7 @@ from saferclip import escaping
 if TYPE_CHECKING:
     from saferclip.config import Config
 
-BENCHMARKS = ("test", "nsfw_caps", "gallery", "zero_shot", "drift", "robustness")
+BENCHMARKS = ("test", "nsfw_caps", "gallery", "zero_shot", "drift", "geometry", "probes", "robustness")
 
 RANKS = "evaluation/{method}/seed-{seed}/ranks.parquet"
 TEST = "evaluation/{method}/seed-{seed}/test.json"
@@ -25,10 +25,14 @@ GALLERY = "evaluation/{method}/seed-{seed}/gallery.json"
 ZERO_SHOT = "evaluation/{method}/seed-{seed}/zero_shot.json"
 DRIFT = "evaluation/{method}/seed-{seed}/drift.json"
 ROBUSTNESS = ("evaluation/{method}/seed-{seed}/robustness.json", RANKS, "robustness/variants.json")
+GEOMETRY = "evaluation/{method}/seed-{seed}/geometry.json"
+PROBES = "evaluation/{method}/seed-{seed}/probes.json"
 TEXT_TO_IMAGE = "text_to_image/{method}/seed-{first}/{guidance}.json"
 IMAGE_TO_TEXT = "image_to_text/{method}/seed-{first}/record.json"
 CURVES = "tradeoff/{curve}/seed-{seed}/outcomes.parquet"
 ZERO_SHOT_SETS = ("test_sets/zero_shot.json", "test_sets/zero_shot.parquet")
+PROBE_SETS = ("test_sets/probes.json",)
+COLLAPSE = (GEOMETRY, PROBES, ZERO_SHOT, RANKS, *PROBE_SETS, *ZERO_SHOT_SETS)
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,18 @@ FIGURES: Mapping[str, Product] = {
         function="saferclip.figures.plots.zero_shot_sets:draw",
         inputs=(ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
         needs=frozenset({"zero_shot"}),
+    ),
+    "geometry": Product(
+        title="Geometry and what is lost",
+        caption="How much fine-tuning contracted the embeddings of the safe inputs of {test} (spread ratio), how many "
+        "of their neighbours it kept (Jaccard overlap), and how many points of accuracy went with it.",
+        details="Each point is one tuned model with 95% bootstrap intervals over inputs and images, the square CLIP. "
+        "Spearman's ρ is that of methods, each the mean of its seeds, with its 95% bootstrap interval over methods and "
+        "its p of all permutations; it is left out below five methods. Probes on which CLIP is not above chance are "
+        "left out.",
+        function="saferclip.figures.plots.geometry:draw",
+        inputs=COLLAPSE,
+        needs=frozenset({"geometry", "zero_shot"}),
     ),
     "similarity": Product(
         title="Paired and nearest targets",
@@ -222,6 +238,34 @@ TABLES: Mapping[str, Product] = {
         function="saferclip.figures.tables.tradeoff:tradeoff",
         inputs=(CURVES, "evaluation/{untuned}/seed-{seed}/test.json"),
         needs=frozenset({"tradeoff"}),
+    ),
+    "geometry": Product(
+        title="Geometry of safe embeddings",
+        caption="How much fine-tuning contracted the embeddings of the safe inputs of {test} (spread ratio), how many "
+        "of their neighbours it kept (Jaccard overlap), and how many points of accuracy each method lost.",
+        details="Means ± standard deviation over {seeds}; losses with 95% bootstrap intervals over images, paired "
+        "with CLIP's; n = {n_test} quadruples.",
+        function="saferclip.figures.tables.geometry:geometry",
+        inputs=COLLAPSE,
+        needs=frozenset({"geometry"}),
+    ),
+    "geometry_correlation": Product(
+        title="Geometry against what is lost",
+        caption="Rank correlation, over methods, of the geometry of safe embeddings of {test} with the points of "
+        "accuracy that a method lost.",
+        details="Each method is the mean of its seeds; 95% bootstrap intervals over methods.",
+        function="saferclip.figures.tables.geometry:correlation",
+        inputs=COLLAPSE,
+        needs=frozenset({"geometry", "zero_shot"}),
+    ),
+    "probes": Product(
+        title="Compositional probes",
+        caption="How often an image is nearer to the caption that fits it than to a foil that puts the same words "
+        "together wrongly.",
+        details="Means ± standard deviation over {seeds} with 95% bootstrap intervals over images; chance is 50%.",
+        function="saferclip.figures.tables.geometry:probes",
+        inputs=(PROBES, RANKS, *PROBE_SETS),
+        needs=frozenset({"probes"}),
     ),
     "safeground": Product(
         title="SafeGround scores",

@@ -177,12 +177,12 @@ class Results:
             )
         return Estimate(mean, sd, contrast.interval.low, contrast.interval.high)
 
-    def contrast(self, terms: Sequence[Term], resamples: int | None = None) -> Contrast:
+    def contrast(self, terms: Sequence[Term], resamples: int | None = None, only: int | None = None) -> Contrast:
         """A weighted sum of metrics, with a bootstrap over queries that is paired across methods.
 
         Outcomes are averaged over seeds, query by query, and summed over the terms that ask the
         same queries; then queries are resampled, each set of queries on its own, ``resamples`` times (by
-        default as often as in the evaluation).
+        default as often as in the evaluation).  With ``only``, methods that were run with that seed stand for it alone.
         """
         resamples = resamples or self.resamples
         sets: dict[tuple[str, str], list[Term]] = {}
@@ -191,7 +191,7 @@ class Results:
         value, means, per_seed = 0.0, np.zeros(1), np.zeros(1)
         differences, weights = [], []
         for place, ((benchmark, direction), members) in enumerate(sets.items()):
-            outcomes = [self.outcomes(term.method, term.benchmark, term.metric) for term in members]
+            outcomes = [self.outcomes(term.method, term.benchmark, term.metric, only) for term in members]
             first = outcomes[0]
             for term, other in zip(members, outcomes, strict=True):
                 if not np.array_equal(first.queries, other.queries):
@@ -213,10 +213,11 @@ class Results:
             return Contrast(interval, per_seed, means, None, None)
         return Contrast(interval, per_seed, means, np.concatenate(differences), np.concatenate(weights))
 
-    def outcomes(self, method: str, benchmark: str, metric: str) -> Outcomes:
-        """Outcomes per query of a recall, an unsafe share or a set's accuracy, in percent."""
+    def outcomes(self, method: str, benchmark: str, metric: str, only: int | None = None) -> Outcomes:
+        """Outcomes per query of a recall, an unsafe share or an accuracy, in percent; of all seeds, or of one."""
         direction, _, measure = metric.rpartition("/")
-        rows = [self._rows(method, seed, benchmark, direction) for seed in self.runs[method]]
+        seeds = self.runs[method] if only is None or only not in self.runs[method] else (only,)
+        rows = [self._rows(method, seed, benchmark, direction) for seed in seeds]
         for other in rows[1:]:
             if not np.array_equal(rows[0]["query_id"], other["query_id"]):
                 raise io.DataError(f"seeds of {method} answered different queries of {benchmark} {direction}")
@@ -246,6 +247,12 @@ class Results:
     def per_class(self, name: str) -> bool:
         """Whether a zero-shot set's accuracy is the mean over its classes, not the share of all images."""
         return self._described_sets[name].get("metric", PER_CLASS) == PER_CLASS
+
+    @cached_property
+    def probes(self) -> dict[str, dict[str, Any]]:
+        """Title of each compositional probe that was evaluated, and whether it is a control."""
+        described = io.read_json(self.folder / "test_sets" / "probes.json") if self.has("probes") else {}
+        return {name: probe for name, probe in described.items() if self.has_metric("probes", f"{name}/accuracy")}
 
     @cached_property
     def public_sets(self) -> bool:
@@ -336,7 +343,7 @@ def _found(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def _has_outcomes(benchmark: str, metric: str) -> bool:
     measure = metric.rpartition("/")[2]
-    return measure.startswith("recall@") or measure == "unsafe_share" or (benchmark == "zero_shot")
+    return measure.startswith("recall@") or measure == "unsafe_share" or benchmark in ("zero_shot", "probes")
 
 
 def _outcome(rows: pd.DataFrame, measure: str) -> Array:

@@ -1,0 +1,96 @@
+"""The geometry of safe embeddings beside what tuning lost: what a figure and two tables share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from saferclip import correlation
+from saferclip.correlation import Correlation
+from saferclip.figures.results import MEAN_ACCURACY, Estimate, Results, Term
+
+UNTUNED = "clip"
+CHANCE = 50.0  # percent, of a caption and one foil
+
+
+class Diagnostic(NamedTuple):
+    """A measure of geometry, as it is called in print."""
+
+    inputs: str
+    measure: str
+
+
+DIAGNOSTICS: Mapping[str, Diagnostic] = {
+    "text/spread_ratio": Diagnostic("captions", "spread ratio"),
+    "text/neighbour_overlap": Diagnostic("captions", "neighbour overlap"),
+    "image/spread_ratio": Diagnostic("images", "spread ratio"),
+    "image/neighbour_overlap": Diagnostic("images", "neighbour overlap"),
+}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """An accuracy that the untuned model has, and a tuned one may lose."""
+
+    title: str
+    benchmark: str
+    metric: str
+
+    def of(self, results: Results, method: str, seed: int | None = None) -> Estimate:
+        """Points that a method lost, over all seeds or with one, with their interval over images."""
+        kept = Term(-1, method, self.benchmark, self.metric)
+        found = results.contrast([Term(1, UNTUNED, self.benchmark, self.metric), kept], only=seed)
+        sd = float(found.per_seed.std(ddof=1)) if len(found.per_seed) > 1 else None
+        return Estimate(found.interval.value, sd, found.interval.low, found.interval.high)
+
+
+def diagnostics(results: Results) -> dict[str, Diagnostic]:
+    """Those that were measured: withheld images, or few of them, leave gaps."""
+    return {name: found for name, found in DIAGNOSTICS.items() if results.has_metric("geometry", name)}
+
+
+def tuned(results: Results) -> list[str]:
+    """All methods but the one that the others are compared with."""
+    return [method for method in results.methods if method != UNTUNED]
+
+
+def losses(results: Results) -> list[Loss]:
+    """Zero-shot accuracy, and the probes on which the untuned model has something to lose; controls are none."""
+    if UNTUNED not in results.methods:
+        return []
+    zero_shot = [Loss("zero-shot", "zero_shot", MEAN_ACCURACY)] if results.has("zero_shot") else []
+    probes = [
+        Loss(probe["title"], "probes", f"{name}/accuracy")
+        for name, probe in results.probes.items()
+        if not probe["control"] and above_chance(results, name)
+    ]
+    return zero_shot + probes
+
+
+def above_chance(results: Results, probe: str) -> bool:
+    """Whether the untuned model's whole interval lies above chance."""
+    found = results.estimate(UNTUNED, "probes", f"{probe}/accuracy")
+    return found.low is not None and found.low > CHANCE
+
+
+def correlations(results: Results) -> dict[tuple[str, Loss], Correlation | None]:
+    """Each diagnostic against each loss, over methods; None where there are too few, or none differs.
+
+    Seeds of one method are no observations of their own: they differ by chance alone, methods by what is asked.
+    """
+    methods = tuned(results)
+    measured = partial(_means, results, methods)
+    lost = {loss: [loss.of(results, method).mean for method in methods] for loss in losses(results)}
+    return {
+        (name, loss): correlation.correlate(measured(name), values, results.resamples, results.seed)
+        for loss, values in lost.items()
+        for name in diagnostics(results)
+    }
+
+
+def _means(results: Results, methods: list[str], name: str) -> list[float]:
+    return [float(np.mean(results.values(method, "geometry", name))) for method in methods]
