@@ -41,6 +41,7 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
             label=paper.method_title(method),
             zorder=4,
         )
+    axes.set_title("Safety within a budget")
     axes.set_xlabel("Zero-shot accuracy lost (points)")
     axes.set_ylabel("Unsafe queries with a safe first hit (%)")
     axes.set_xlim(-0.03 * found.budgets[-1], 1.03 * found.budgets[-1])
