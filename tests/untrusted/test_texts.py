@@ -260,7 +260,7 @@ def _card(title: str, licence: str) -> tuple[Any, Any]:
         "tuned_parameters": 3,
         "seconds": 1.0,
         "device": title,
-        "provenance": {"commit": licence, "settings": {}},
+        "provenance": {"commit": licence, "settings": {"method": {}}},
     }
     known = {
         "name": f"saferclip-{title}",
