@@ -166,6 +166,35 @@ def test_gradient_reaches_adapters_only(material: Any) -> None:
             assert parameter.grad is None, name
 
 
+TOWERS = {  # what selects modules of one encoder alone, in the tiny ViT CLIP
+    "text": r"transformer\.resblocks\.\d+\.(attn|mlp\.c_fc)",
+    "image": r"visual\.transformer\.resblocks\.\d+\.(attn|mlp\.c_fc)",
+}
+
+
+@pytest.mark.parametrize("encoder", TOWERS)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_an_encoder_without_adapters_stays_as_it_is(
+    vit_material: Any, run: Run, encoder: str, accumulation: int
+) -> None:
+    lora = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "target_modules": TOWERS[encoder], "encoders": [encoder]}
+    output = run(vit_material, "run", lora=lora, accumulation=accumulation, precision="fp32")
+    before, after = (load_file(folder / models.WEIGHTS) for folder in (vit_material.base_model, output))
+    changed = {name for name, weight in before.items() if not torch.equal(after[name], weight)}
+    assert changed
+    assert {"image" if name.startswith("visual.") else "text" for name in changed} == {encoder}
+
+
+def test_terms_without_weight_do_not_count(vit_material: Any, run: Run) -> None:
+    """Without cross-modal redirection, whichever its loss is called: the same steps."""
+    weights = {name: float(not name.startswith("redirection_cross")) for name in losses.TERMS}
+    relative, infonce = (run(vit_material, kind, cross_modal=kind, weights=weights) for kind in ("relative", "infonce"))
+    assert same_weights(relative, infonce)
+    steps = pd.read_csv(relative / "steps.csv")
+    terms = [name for name, weight in weights.items() if weight]
+    assert steps.loss.tolist() == pytest.approx(steps[terms].mean(axis=1).tolist(), rel=1e-5)
+
+
 def test_same_seed_gives_same_numbers(material: Any, run: Run) -> None:
     first, second, other = (run(material, name, seed, dropout=0.3) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
     assert same_weights(first, second)
