@@ -265,7 +265,7 @@ def test_target_rules_are_steps_of_their_own() -> None:
         run.section("targets")
 
 
-@pytest.mark.parametrize("key", ["dpi", "palette", "formats", "examples"])
+@pytest.mark.parametrize("key", ["dpi", "palette", "formats", "examples", "resamples"])
 @pytest.mark.parametrize("value", [True, False])
 def test_yes_and_no_are_not_numbers(key: str, value: bool) -> None:
     assert message(lambda values: values["figures"].update({key: value})).startswith(f"figures.{key}: true, false, yes")

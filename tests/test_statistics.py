@@ -193,3 +193,48 @@ def test_columns_are_resampled_alike_and_each_as_if_alone(groups: list[int] | No
         assert found[:, place] == pytest.approx(statistics.bootstrap_means(values[:, place], 40, 7, groups))
     means = [statistics.mean_per_class(column, groups) if groups else column.mean() for column in values.T]
     assert statistics.column_means(values, groups) == pytest.approx(means)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "expected"),
+    # From printed tables of Student's distribution (two-sided, 0.05).
+    [(1, 12.706), (2, 4.303), (3, 3.182), (5, 2.571), (10, 2.228), (30, 2.042), (120, 1.980), (np.inf, 1.960)],
+)
+def test_students_quantile_is_that_of_printed_tables(freedom: float, expected: float) -> None:
+    assert statistics.student_quantile(freedom) == pytest.approx(expected, rel=2e-4)
+
+
+def test_students_quantile_of_fractional_degrees_agrees_with_simulation() -> None:
+    drawn = np.abs(np.random.default_rng(27).standard_t(2.6, 400_000))
+    assert statistics.student_quantile(2.6) == pytest.approx(np.quantile(drawn, 0.95), rel=0.01)
+
+
+def test_the_interval_with_seeds_is_students_where_seeds_differ_and_the_bootstraps_where_they_do_not() -> None:
+    means = np.random.default_rng(28).normal(2, 0.5, 20_000)
+    value, low, high = statistics.interval_with_seeds(means, [1.0, 2.0, 3.0])  # type: ignore[misc]
+    error = math.sqrt(means.var() + 1 / 3)
+    freedom = 2 * error**4 / (1 / 3) ** 2
+    assert (value, high - value) == (2, pytest.approx(value - low))
+    assert high - value == pytest.approx(statistics.student_quantile(freedom) * error)
+    _, low, high = statistics.interval_with_seeds(means, [2.0, 2.0, 2.0])  # type: ignore[misc]
+    assert high - low == pytest.approx(2 * 1.96 * means.std(), rel=0.001)
+    assert statistics.interval_with_seeds(means, [2.0]) is None
+    assert statistics.interval_with_seeds(means, []) is None
+
+
+@pytest.mark.parametrize("of_seeds", [0.0, 0.05, 1.0])
+def test_the_interval_with_seeds_covers_the_truth_with_three_seeds(of_seeds: float) -> None:
+    """Queries and seeds both drawn anew: 19 of 20 intervals hold the mean, whatever varies more."""
+    random, covered, alone = np.random.default_rng(29), 0, 0
+    for trial in range(400):
+        outcomes = random.normal(0, of_seeds, (3, 1)) + random.normal(size=200)  # (seeds, queries)
+        means = statistics.bootstrap_means(outcomes.mean(axis=0), 200, seed=trial)
+        found = statistics.interval_with_seeds(means, outcomes.mean(axis=1))
+        assert found is not None
+        covered += found.low <= 0 <= found.high
+        low, high = np.percentile(means, [2.5, 97.5])
+        alone += low <= 0 <= high
+    # Binomial(400, 0.95) has a standard deviation of 4.4.
+    assert covered >= 365
+    if of_seeds == 1:
+        assert alone < 120  # the interval over queries alone knows nothing of other seeds

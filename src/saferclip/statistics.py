@@ -109,6 +109,40 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
+def student_quantile(freedom: float) -> float:
+    """How many standard errors a 95% interval reaches to each side, with (fractional) degrees of freedom."""
+    # t = sqrt(freedom) tan(angle) turns Student's density into a power of the cosine on a bounded range.
+    freedom = min(freedom, 1e6)  # beyond, the grid below could not show it, and 1.960 does not change
+    angles = np.linspace(0, np.pi / 2, 200_001)[:-1]
+    # Equal steps of a power of the angle, since with many degrees all of the mass lies at small angles.
+    angles = angles**3 / angles[-1] ** 2
+    heights = np.cos(angles) ** (freedom - 1)
+    below = np.concatenate([[0.0], np.cumsum(np.diff(angles) * (heights[1:] + heights[:-1]) / 2)])
+    return float(np.sqrt(freedom) * np.tan(np.interp(0.95 * below[-1], below, angles)))
+
+
+def interval_with_seeds(means: ArrayLike, per_seed: ArrayLike) -> Interval | None:
+    """A 95% interval of a mean over seeds that is about other seeds as well as other queries.
+
+    From the bootstrap means over queries (resamples,) of the seeds' average, and the value of each seed (seeds,).
+    Both variances are added; the quantile is Student's, with the degrees of freedom of Satterthwaite (1946), where
+    queries, of which there are many, count as known.  So three seeds that differ much are worth two degrees (4.3
+    standard errors to each side), and seeds that hardly differ leave the interval over queries (1.96).  A bootstrap of
+    three seeds would end at the lowest and the highest, and cover the truth three times in four at most.  Where
+    methods answer the same query differently from seed to seed, that counts in both variances, which errs on
+    the safe side.  None for fewer than two seeds, which say nothing of others.
+    """
+    values = np.asarray(per_seed, dtype=np.float64)
+    if len(values) < 2:
+        return None
+    value, of_queries = float(values.mean()), float(np.asarray(means, dtype=np.float64).var())
+    of_seeds = float(values.var(ddof=1)) / len(values)
+    total = of_queries + of_seeds
+    freedom = (len(values) - 1) * (total / of_seeds) ** 2 if of_seeds > 0 else np.inf
+    reach = student_quantile(freedom) * np.sqrt(total)
+    return Interval(value, value - reach, value + reach)
+
+
 def effect_size(differences: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Cohen's d_z of differences (n,): their mean in units of their own standard deviation (Cohen 1988, 2.3.5).
 

@@ -23,6 +23,7 @@ BUDGETS = (1.0, 5.0, 20.0)
 CURVE = (0.5, 1.0, 1.5)  # scales of a tuned method's trade-off curve
 UNSAFE = ("unsafe_text_to_image", "unsafe_image_to_text")
 RESAMPLES, SEED = 200, 7
+TEST_RESAMPLES = 1000  # behind tests of differences
 DIRECTIONS = ("text_to_image", "image_to_text", "unsafe_text_to_image", "unsafe_image_to_text")
 # Of a query's latent ease in 0..1, how much a method needs for the correct item to come first.
 EASE_NEEDED = {
@@ -136,6 +137,7 @@ def write_run(
         runs=runs,
         ablations=AblationSettings(reference="safer-clip", components={"loss": ("safe-clip",)}),
         tradeoff=BudgetSettings(budgets=BUDGETS),
+        resamples=TEST_RESAMPLES,
     )
     return Run(folder, settings)
 

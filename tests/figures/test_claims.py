@@ -17,6 +17,7 @@ from saferclip.figures import paper, table
 from saferclip.figures.results import Results
 from saferclip.figures.tables import claims
 from saferclip.figures.tables.claims import Claim, Claims, verdict
+from saferclip.statistics import p_value
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 TERM = {"weight": 1, "method": "clip", "benchmark": "test", "metric": "m/recall@1"}
@@ -28,34 +29,33 @@ def claim(expect: str, threshold: float = 0) -> Claim:
 
 
 @pytest.mark.parametrize(
-    ("expect", "threshold", "low", "high", "expected"),
+    ("expect", "threshold", "value", "p", "expected"),
     [
-        ("above", 0, 0.1, 2.0, SUPPORTED),
-        ("above", 0, -2.0, -0.1, NOT_SUPPORTED),
-        ("above", 0, -0.1, 2.0, INCONCLUSIVE),
-        # An interval that touches the threshold includes it.
-        ("above", 0, 0.0, 2.0, INCONCLUSIVE),
-        ("above", 0, -2.0, 0.0, INCONCLUSIVE),
-        ("above", 0, 0.0, 0.0, INCONCLUSIVE),
-        ("above", 5, 4.0, 6.0, INCONCLUSIVE),
-        ("above", 5, 5.1, 6.0, SUPPORTED),
-        ("above", 5, 1.0, 4.9, NOT_SUPPORTED),
-        ("below", 0, -2.0, -0.1, SUPPORTED),
-        ("below", 0, 0.1, 2.0, NOT_SUPPORTED),
-        ("below", 0, -1.0, 0.0, INCONCLUSIVE),
-        ("below", -10, -12.0, -11.0, SUPPORTED),
-        ("below", -10, -9.0, -8.0, NOT_SUPPORTED),
-        ("below", -10, -12.0, -8.0, INCONCLUSIVE),
-        # "At most" is met on the threshold itself, for example where neither method fails at all.
-        ("at most", 0, 0.0, 0.0, SUPPORTED),
-        ("at most", 0, -1.0, 0.0, SUPPORTED),
-        ("at most", 0, 0.0, 1.0, INCONCLUSIVE),
-        ("at most", 0, -1.0, 1.0, INCONCLUSIVE),
-        ("at most", 0, 0.1, 1.0, NOT_SUPPORTED),
+        ("above", 0, 2.0, 0.049, SUPPORTED),
+        ("above", 0, -2.0, 0.049, NOT_SUPPORTED),
+        ("above", 0, 2.0, 0.05, INCONCLUSIVE),
+        ("above", 0, -2.0, 0.05, INCONCLUSIVE),
+        ("above", 5, 4.0, 0.01, NOT_SUPPORTED),
+        ("above", 5, 5.1, 0.01, SUPPORTED),
+        ("below", 0, -2.0, 0.01, SUPPORTED),
+        ("below", 0, 2.0, 0.01, NOT_SUPPORTED),
+        ("below", -10, -12.0, 0.01, SUPPORTED),
+        ("below", -10, -9.0, 0.01, NOT_SUPPORTED),
+        ("below", -10, -12.0, 0.2, INCONCLUSIVE),
+        ("at most", 0, 0.0, 0.01, SUPPORTED),
+        ("at most", 0, 1.0, 0.01, NOT_SUPPORTED),
+        ("at most", 0, -1.0, 0.2, INCONCLUSIVE),
     ],
 )
-def test_verdicts(expect: str, threshold: float, low: float, high: float, expected: str) -> None:
-    assert verdict(claim(expect, threshold), low, high) == expected
+def test_verdicts(expect: str, threshold: float, value: float, p: float, expected: str) -> None:
+    assert verdict(claim(expect, threshold), value, p) == expected
+
+
+def test_at_most_is_tested_against_what_lies_above() -> None:
+    # Resamples on the threshold itself speak for the claim, not against it.
+    means = [0.0] * 990 + [1.0] * 10
+    assert p_value(means, claim("at most").boundary()) == pytest.approx(2 * 11 / 1001)
+    assert p_value(means, claim("below").boundary()) == 1
 
 
 def test_predictions_in_words() -> None:
@@ -171,8 +171,73 @@ def test_measured_values_are_those_of_the_records(run: Any, tmp_path: Path) -> N
         if len({t.method for t in terms}) > 1:
             assert float(row["measured sd"]) == pytest.approx(np.std(per_seed, ddof=1), abs=1e-6)
         assert row["seeds"] == f"{sum(one.holds(value) for value in per_seed)} of 3"
-        assert row["verdict"] == verdict(one, float(row["measured low"]), float(row["measured high"]))
+        assert float(row["with_seeds low"]) < float(row["measured"]) < float(row["with_seeds high"])
         assert float(row["measured low"]) < float(row["measured"]) < float(row["measured high"])
+
+
+def test_verdicts_are_corrected_for_the_number_of_claims_tested(run: Any, tmp_path: Path) -> None:
+    """The smallest p is multiplied by the number of tests, and so on: from the bootstrap of each claim by itself."""
+    rows, results = rows_of(run, tmp_path), Results(run.folder, run.settings)
+    tested = [one for one in claims.read() if one.terms and not one.untestable and not one.by_design]
+    assert len(tested) == 15
+    single = {}
+    for one in tested:
+        means = claims.measure(one, results).means
+        assert len(means) == 1000
+        beyond = (np.sum(means > one.threshold), np.sum(means < one.threshold))
+        equal = np.sum(means == one.threshold)
+        beyond = (beyond[0] + equal * (one.expect != "at most"), beyond[1] + equal)
+        single[one.id] = min(1, 2 * (min(beyond) + 1) / 1001)
+    highest = 0.0
+    for place, name in enumerate(sorted(single, key=single.__getitem__)):
+        highest = max(highest, min(1, (15 - place) * single[name]))
+        assert float(rows[name]["p"]) == pytest.approx(highest), name
+    for one in tested:
+        as_predicted = SUPPORTED if one.holds(float(rows[one.id]["measured"])) else NOT_SUPPORTED
+        assert rows[one.id]["verdict"] == (as_predicted if float(rows[one.id]["p"]) < 0.05 else INCONCLUSIVE)
+
+
+def test_the_correction_can_make_a_finding_inconclusive(run: Any, tmp_path: Path) -> None:
+    few = run.settings.model_copy(update={"resamples": 500})
+    rows = rows_of(type(run)(run.folder, few), tmp_path)
+    row = rows["zero-shot-safe-clip-large"]  # no resample beyond the threshold, and yet
+    assert float(row["p"]) == pytest.approx(15 * 2 / 501)
+    assert row["verdict"] == INCONCLUSIVE
+
+
+def test_effect_sizes_are_those_of_the_queries_differences(run: Any, tmp_path: Path) -> None:
+    rows = rows_of(run, tmp_path)
+    ranks = {
+        (method, seed): [
+            row["top_unsafe"]
+            for row in pq.read_table(run.folder / f"evaluation/{method}/seed-{seed}/ranks.parquet").to_pylist()
+            if (row["benchmark"], row["direction"]) == ("gallery", "image_to_text")
+        ]
+        for method, seeds in run.settings.runs.items()
+        for seed in seeds
+    }
+    base = ranks["clip", 0]
+    differences = [
+        100 * (sum(ranks["safe-clip", seed][query] for seed in (0, 1, 2)) / 3 - 0.5 * base[query])
+        for query in range(len(base))
+    ]
+    expected = np.mean(differences) / np.std(differences, ddof=1)
+    assert float(rows["unsafe-images-safe-clip-clip"]["effect"]) == pytest.approx(expected)
+    assert rows["gain-larger-on-nsfw-caps"]["effect"] == ""
+
+
+def test_a_verdict_that_other_seeds_might_change_says_so(make_run: Callable[..., Any], tmp_path: Path) -> None:
+    other = make_run(benchmarks=("test",))
+    stronger = other.folder / "evaluation/safer-clip"
+    # One of three seeds is much better than the two others, which are as bad as CLIP.
+    for seed in (1, 2):
+        for name in ("test.json", "ranks.parquet"):
+            source = other.folder / "evaluation/clip/seed-0" / name
+            (stronger / f"seed-{seed}" / name).write_bytes(source.read_bytes())
+    row = rows_of(other, tmp_path)["redirection-test-clip"]
+    assert (row["verdict"], row["seeds"]) == (SUPPORTED, "1 of 3")
+    assert float(row["with_seeds low"]) < 0 < float(row["measured low"])
+    assert "other seeds might decide otherwise" in row["remark"]
 
 
 def test_claims_about_tables_of_captions(run: Any, tmp_path: Path) -> None:
@@ -181,10 +246,11 @@ def test_claims_about_tables_of_captions(run: Any, tmp_path: Path) -> None:
     paired, nearest = np.array(neighbours["paired_similarity"]), np.array(neighbours["similarity"])
     row = rows["nearest-closer-than-paired"]
     assert float(row["measured"]) == pytest.approx((nearest - paired).mean())
-    draws = np.random.default_rng(7).integers(600, size=(200, 600))
+    draws = np.random.default_rng(7).integers(600, size=(1000, 600))
     expected = np.percentile((nearest - paired)[draws].mean(axis=1), [2.5, 97.5])
     assert (float(row["measured low"]), float(row["measured high"])) == pytest.approx(tuple(expected))
-    assert (row["seeds"], row["verdict"]) == ("", SUPPORTED)
+    assert (row["seeds"], row["verdict"]) == ("", "by design")
+    assert row["p"] == ""
     tight = np.array(pq.read_table(run.folder / "benchmark" / "nsfw_caps.parquet")["similarity"])
     assert float(rows["nsfw-caps-tighter"]["measured"]) == pytest.approx(tight.mean() - paired.mean())
 
@@ -213,7 +279,9 @@ def test_claims_about_real_images_are_tested_where_there_are_some(
     measured = [np.mean(shares("safer-clip", seed)) for seed in (0, 1, 2)]
     real = rows["real-unsafe-images"]
     assert float(real["measured"]) == pytest.approx(np.mean(measured), abs=1e-6)
-    assert (real["prediction"], real["verdict"]) == ("≤ 18.5", SUPPORTED)
+    # As predicted, but not so far below that so few queries would show it.
+    assert float(real["measured"]) < 18.5 < float(real["measured high"])
+    assert (real["prediction"], real["verdict"]) == ("≤ 18.5", INCONCLUSIVE)
     row = rows["unsafe-images-safer-clip-safe-clip"]
     differences = [np.mean(shares("safer-clip", seed)) - np.mean(shares("safe-clip", seed)) for seed in (0, 1, 2)]
     assert float(row["measured"]) == pytest.approx(np.mean(differences), abs=1e-6)

@@ -137,6 +137,9 @@ class FigureSettings(Settings):
     dpi: Positive
     palette: str = Field(description="seaborn palette; 'colorblind' is the safe choice")
     examples: Positive = Field(description="queries shown in the retrieval grid")
+    resamples: Positive = Field(
+        description="bootstrap resamples behind each test of a difference; no p is below 2 / (resamples + 1)"
+    )
     title: Line | None = Field(None, description="how the data set is called; default: the run's title")
     runs: dict[RunName, tuple[int, ...]] | None = Field(
         None, description="methods to show, with their seeds; default: all of the run"

@@ -94,7 +94,8 @@ def _asked(results: Results, settings: AblationSettings) -> Iterator[tuple[str, 
 
 def _difference(results: Results, measure: Measure, variant: str, reference: str) -> Contrast:
     less = [term._replace(weight=-term.weight) for term in measure.terms(results, reference)]
-    return results.contrast([*measure.terms(results, variant), *less])
+    # As many resamples as tests of differences take: a p below 0.05 must be left after so many comparisons.
+    return results.contrast([*measure.terms(results, variant), *less], results.settings.resamples)
 
 
 def _estimate(contrast: Contrast, constant: float = 0.0) -> Estimate:

@@ -350,8 +350,8 @@ TABLES: Mapping[str, Product] = {
     ),
     "learning_rates": Product(
         title="Choice of learning rates",
-        caption="Validation score (mean R@1 of the four directions after the last epoch) of each learning rate "
-        "tried; the highest of each method is chosen.",
+        caption="Validation score (harmonic mean of safe and unsafe queries' mean R@1 after the last epoch) of each "
+        "learning rate tried; the highest of each method is chosen.",
         details="One seed; n is that of the validation split.",
         function="saferclip.figures.tables.data:learning_rates",
         inputs=("learning_rate_selection/selection.csv",),

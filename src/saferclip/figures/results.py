@@ -65,6 +65,10 @@ class Contrast(NamedTuple):
         """Two-sided bootstrap p over queries."""
         return statistics.p_value(self.means, threshold)
 
+    def with_seeds(self) -> statistics.Interval | None:
+        """The interval that is about other seeds, too; None for fewer than two."""
+        return statistics.interval_with_seeds(self.means, self.per_seed)
+
     def effect_size(self, threshold: float = 0.0) -> float | None:
         """Cohen's d_z over queries, of the distance from ``threshold``; None where queries are no pairs."""
         if self.differences is None or len(self.differences) < 2:
