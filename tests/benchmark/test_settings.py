@@ -50,6 +50,7 @@ def test_an_address_must_be_one(kit: SimpleNamespace) -> None:
 def with_benchmark(settings: BenchmarkSettings) -> config.Config:
     values = copy.deepcopy(MINI)
     values["benchmark"] = settings.model_dump(mode="json", exclude_none=True)
+    values["tradeoff"] = None  # its validation pairs are drawn as the embedded benchmark is
     values["downloads"] = {
         "table": "config/versions.csv",
         "folder": "downloads",
