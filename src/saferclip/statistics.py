@@ -1,6 +1,6 @@
 """Means over queries, their bootstrap intervals, and tests of differences, in plain numpy.
 
-Behind every interval and every p of a run; docs/statistics.md says which is used where, and why.
+Behind every interval and every p of a run; docs/method.md says how claims are judged.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def test_records_say_what_they_were_made_from_and_how_much_was_used(project: Any
         for step in ("evaluation", "text_to_image", "image_to_text")
         for path in sorted((project.folder / RESULTS / step).rglob("*.json"))
     ]
-    assert len(records) == 4 * 5 + 4 * 2 + 4
+    assert len(records) == 4 * 7 + 4 * 2 + 4
     for path in records:
         record = json.loads(path.read_text())
         assert record["counts"] and record["metrics"], path
