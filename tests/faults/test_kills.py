@@ -32,6 +32,7 @@ STEPS = {
     "mining",
     "training",
     "evaluation",
+    "tradeoff",
     "figure",
     "table",
     "report",

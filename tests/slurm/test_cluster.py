@@ -183,7 +183,7 @@ def test_every_step_is_a_job_but_the_local_ones(finished: Finished) -> None:
 def test_small_jobs_share_few_jobs(finished: Finished) -> None:
     """Six in each, one after the other: their times add up, their memory does not."""
     run = finished.project.folder / RUN
-    made = {file.stem for folder in ("figures", "tables") for file in (run / folder).iterdir()}
+    made = {(folder, file.stem) for folder in ("figures", "tables") for file in (run / folder).iterdir()}
     assert len(made) > 12
     holding = [job for job in finished.jobs if is_group(job)]
     assert len(holding) == -(-len(made) // 6)
@@ -269,7 +269,7 @@ def test_the_profile_knows_every_step() -> None:
     """In the text, since no run has all rules."""
     text = "\n".join(file.read_text() for file in sorted((ROOT / "workflow/rules").glob("*.smk")))
     rules = set(re.findall(r"^ *(?:rule|use rule \w+ as) (\w+)", text, re.MULTILINE))
-    only_name_files = {"downloads", "exports", "figures_and_tables"}
+    only_name_files = {"downloads", "exports", "figures_and_tables", "tradeoff_validation"}
     always_local = {"download", "benchmark_images", "report"}
     profile = yaml.safe_load((ROOT / PROFILE).read_text())
     assert rules - only_name_files - always_local == set(profile["set-resources"])

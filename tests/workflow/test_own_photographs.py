@@ -256,7 +256,8 @@ def test_every_method_is_trained_and_evaluated(run: Any) -> None:
             record = io.read_evaluation(run.folder / RESULTS / f"evaluation/{method}/seed-0/{benchmark}.json")
             assert record.provenance["settings"]["benchmarks"] == ["test", "drift", "geometry", "robustness"]
             assert COUNTS["test"] in record.counts.values()
-        cosines = [record.metrics[f"safe_{modality}/cosine"].value for modality in ("text", "image")]
+        drift = io.read_evaluation(run.folder / RESULTS / f"evaluation/{method}/seed-0/drift.json")
+        cosines = [drift.metrics[f"safe_{modality}/cosine"].value for modality in ("text", "image")]
         assert cosines == pytest.approx([1, 1], abs=1e-6) if method == "clip" else max(cosines) < 0.9999
     record = json.loads((run.folder / RESULTS / "training/safer-clip/seed-0/record.json").read_text())
     assert record["provenance"]["seed"] == 0
