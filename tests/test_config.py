@@ -666,17 +666,17 @@ def test_a_methods_adapters_are_checked(lora: dict[str, Any], expected: str) -> 
     assert expected in message(varied(lora))
 
 
-def test_ablations_name_methods_of_the_run() -> None:
+def test_differences_name_methods_of_the_run() -> None:
     def change(values: dict[str, Any]) -> None:
-        values["figures"]["ablations"] = {"reference": "safer-clip", "components": {"loss": ["safe-clop"]}}
+        values["figures"]["differences"] = {"reference": "safer-clip", "groups": {"loss": ["safe-clop"]}}
 
-    assert "figures.ablations names 'safe-clop', which is no method of this run" in message(change)
+    assert "figures.differences names 'safe-clop', which is no method of this run" in message(change)
 
 
 def test_the_delivered_ablations_differ_from_the_method_in_one_thing_each() -> None:
     run = run_of(CONFIGS / "mini-ablations.yaml")
-    assert run.figures.ablations is not None
-    named = [name for names in run.figures.ablations.components.values() for name in names]
+    assert run.figures.differences is not None
+    named = [name for names in run.figures.differences.groups.values() for name in names]
     assert len(named) == len(set(named)) == 20
     whole = run.methods["safer-clip"].model_dump()
     for name in named:

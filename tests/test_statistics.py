@@ -238,3 +238,23 @@ def test_the_interval_with_seeds_covers_the_truth_with_three_seeds(of_seeds: flo
     assert covered >= 365
     if of_seeds == 1:
         assert alone < 120  # the interval over queries alone knows nothing of other seeds
+
+
+def test_what_is_detectable_is_found_in_four_of_five_runs() -> None:
+    random = np.random.default_rng(11)
+    means = random.normal(3.0, 0.7, 20_000)
+    true = statistics.detectable(means)
+    assert true == pytest.approx(2.8016 * 0.7, rel=0.02)
+    # Runs whose true difference is that one, each tested at 5%.
+    measured = random.normal(true, 0.7, 20_000)
+    assert np.mean(np.abs(measured) > 1.96 * 0.7) == pytest.approx(0.8, abs=0.02)
+
+
+def test_what_is_detectable_with_other_seeds_is_students_where_only_seeds_differ() -> None:
+    """Two degrees of freedom: 4.303 and 1.061 standard errors in printed tables."""
+    seeds = np.array([1.0, 2.0, 4.0])
+    expected = (4.303 + 1.061) * seeds.std(ddof=1) / math.sqrt(3)
+    assert statistics.detectable(np.full(100, seeds.mean()), seeds) == pytest.approx(expected, rel=1e-3)
+    alike = np.full(3, 2.0)
+    means = np.random.default_rng(12).normal(2.0, 0.5, 1000)
+    assert statistics.detectable(means, alike) == pytest.approx(statistics.detectable(means))

@@ -109,8 +109,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def student_quantile(freedom: float) -> float:
-    """How many standard errors a 95% interval reaches to each side, with (fractional) degrees of freedom."""
+def student_quantile(freedom: float, coverage: float = 0.95) -> float:
+    """How many standard errors an interval reaches to each side, with (fractional) degrees of freedom."""
     # t = sqrt(freedom) tan(angle) turns Student's density into a power of the cosine on a bounded range.
     freedom = min(freedom, 1e6)  # beyond, the grid below could not show it, and 1.960 does not change
     angles = np.linspace(0, np.pi / 2, 200_001)[:-1]
@@ -118,7 +118,7 @@ def student_quantile(freedom: float) -> float:
     angles = angles**3 / angles[-1] ** 2
     heights = np.cos(angles) ** (freedom - 1)
     below = np.concatenate([[0.0], np.cumsum(np.diff(angles) * (heights[1:] + heights[:-1]) / 2)])
-    return float(np.sqrt(freedom) * np.tan(np.interp(0.95 * below[-1], below, angles)))
+    return float(np.sqrt(freedom) * np.tan(np.interp(coverage * below[-1], below, angles)))
 
 
 def interval_with_seeds(means: ArrayLike, per_seed: ArrayLike) -> Interval | None:
@@ -135,12 +135,33 @@ def interval_with_seeds(means: ArrayLike, per_seed: ArrayLike) -> Interval | Non
     values = np.asarray(per_seed, dtype=np.float64)
     if len(values) < 2:
         return None
-    value, of_queries = float(values.mean()), float(np.asarray(means, dtype=np.float64).var())
-    of_seeds = float(values.var(ddof=1)) / len(values)
-    total = of_queries + of_seeds
-    freedom = (len(values) - 1) * (total / of_seeds) ** 2 if of_seeds > 0 else np.inf
-    reach = student_quantile(freedom) * np.sqrt(total)
+    error, freedom = _error_with_seeds(means, values)
+    value, reach = float(values.mean()), student_quantile(freedom) * error
     return Interval(value, value - reach, value + reach)
+
+
+def detectable(means: ArrayLike, per_seed: ArrayLike | None = None) -> float:
+    """The smallest true difference that a run like this one would find in four of five cases.
+
+    In the unit of the bootstrap means over queries (resamples,), for a two-sided test at 5%: standard errors times the
+    two quantiles of test and power (Bloom 1995: 2.80 where their number is known).  With the value of each seed
+    (seeds,), two at least, it is about other seeds as ``interval_with_seeds`` is; without, about other queries.
+    """
+    if per_seed is None:
+        error, freedom = float(np.asarray(means, dtype=np.float64).std()), np.inf
+    else:
+        error, freedom = _error_with_seeds(means, np.asarray(per_seed, dtype=np.float64))
+    # Four of five lie above the lower end of an interval that leaves a fifth out on either side.
+    return (student_quantile(freedom) + student_quantile(freedom, 0.6)) * error
+
+
+def _error_with_seeds(means: ArrayLike, per_seed: Array) -> tuple[float, float]:
+    """Standard error over queries and seeds, and its degrees of freedom."""
+    of_queries = float(np.asarray(means, dtype=np.float64).var())
+    of_seeds = float(per_seed.var(ddof=1)) / len(per_seed)
+    total = of_queries + of_seeds
+    freedom = (len(per_seed) - 1) * (total / of_seeds) ** 2 if of_seeds > 0 else np.inf
+    return float(np.sqrt(total)), freedom
 
 
 def effect_size(differences: ArrayLike, weights: ArrayLike | None = None) -> float:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from safetensors.numpy import save_file
 
 from saferclip import io
-from saferclip.config import AblationSettings, BudgetSettings, FigureSettings
+from saferclip.config import BudgetSettings, DifferenceSettings, FigureSettings
 
 RUNS = {"clip": (0,), "safe-clip": (0, 1, 2), "safer-clip": (0, 1, 2)}
 QUADRUPLES = 120
@@ -135,7 +135,7 @@ def write_run(
         examples=3,
         title=title,
         runs=runs,
-        ablations=AblationSettings(reference="safer-clip", components={"loss": ("safe-clip",)}),
+        differences=DifferenceSettings(reference="safer-clip", groups={"loss": ("safe-clip",)}),
         tradeoff=BudgetSettings(budgets=BUDGETS),
         resamples=TEST_RESAMPLES,
     )

@@ -63,7 +63,7 @@ def test_it_names_every_product_that_was_asked_for() -> None:
         "embedding_map",
         "retrieval_grid",
         "robustness",
-        "ablations",
+        "differences",
     }
     assert set(registry.TABLES) == {
         "main",
@@ -79,7 +79,8 @@ def test_it_names_every_product_that_was_asked_for() -> None:
         "safeground",
         "robustness",
         "over_refusal",
-        "ablations",
+        "differences",
+        "scope",
         "text_to_image",
         "image_to_text",
         "calibration",
@@ -137,16 +138,33 @@ def test_only_what_the_figures_section_asks_for_is_read(mini: Config) -> None:
 
 
 def test_all_default_products_apply_to_the_mini_run(mini: Config) -> None:
-    others = {"learning_rates", "text_to_image", "image_to_text", "ablations"}
+    others = {"learning_rates", "text_to_image", "image_to_text", "differences"}
     assert registry.applicable(registry.FIGURES, mini) == [name for name in registry.FIGURES if name not in others]
     assert registry.applicable(registry.TABLES, mini) == [name for name in registry.TABLES if name not in others]
 
 
-def test_ablations_are_shown_where_they_are_named(mini: Config) -> None:
-    ablations = {"reference": "safer-clip", "components": {"loss": ["safe-clip"]}}
-    ablated = changed(mini, figures={**mini.figures.model_dump(mode="json"), "ablations": ablations})
+def comparing(mini: Config, **settings: Any) -> Config:
+    """The mini configuration with Safe-CLIP compared with SaFeR-CLIP."""
+    differences = {"reference": "safer-clip", "groups": {"loss": ["safe-clip"]}, **settings}
+    return changed(mini, figures={**mini.figures.model_dump(mode="json"), "differences": differences})
+
+
+def test_differences_are_shown_where_they_are_named(mini: Config) -> None:
+    compared = comparing(mini)
     for products in (registry.FIGURES, registry.TABLES):
-        assert set(registry.applicable(products, ablated)) - set(registry.applicable(products, mini)) == {"ablations"}
+        assert set(registry.applicable(products, compared)) - set(registry.applicable(products, mini)) == {
+            "differences"
+        }
+
+
+def test_methods_that_are_for_differences_alone_are_read_by_nothing_else(mini: Config) -> None:
+    everywhere, here = comparing(mini), comparing(mini, others="here")
+    retrieval, differences = registry.TABLES["retrieval"], registry.TABLES["differences"]
+    assert registry.inputs(retrieval, everywhere) == registry.inputs(retrieval, mini)
+    others = [path for path in registry.inputs(retrieval, mini) if "/safe-clip/" not in path]
+    assert registry.inputs(retrieval, here) == others
+    assert registry.inputs(differences, here) == registry.inputs(differences, everywhere)
+    assert "SaFeR-CLIP, in redirection" in registry.caption(differences, here)
 
 
 def test_generation_brings_its_tables(mini: Config) -> None:

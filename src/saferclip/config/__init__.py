@@ -54,9 +54,9 @@ from saferclip.config.data import (
 )
 from saferclip.config.editing import EditedModel, EditSettings, ProjectionSettings, UwmSettings
 from saferclip.config.evaluation import (
-    AblationSettings,
     BudgetSettings,
     CostSettings,
+    DifferenceSettings,
     EvaluationSettings,
     FigureSettings,
     GenerationSettings,
@@ -105,7 +105,6 @@ __all__ = [
     "ADVICE",
     "KINDS_OF_METHOD",
     "SOURCES",
-    "AblationSettings",
     "ApproximateSettings",
     "BaseModelSettings",
     "BaseModelTrainingSettings",
@@ -118,6 +117,7 @@ __all__ = [
     "ConfigError",
     "CostSettings",
     "DataSettings",
+    "DifferenceSettings",
     "DiffusionSettings",
     "Distinct",
     "Download",

@@ -123,11 +123,14 @@ class BudgetSettings(Settings):
         return budgets
 
 
-class AblationSettings(Settings):
-    """Which methods are variants of which one, and in what."""
+class DifferenceSettings(Settings):
+    """Which methods are compared with which one."""
 
-    reference: RunName = Field(description="the whole method, from which each variant differs in one thing")
-    components: dict[Line, Distinct[RunName]] = Field(min_length=1, description="what is varied, to its variants")
+    reference: RunName = Field(description="the method whose values are subtracted")
+    groups: dict[Line, Distinct[RunName]] = Field(min_length=1, description="the others, under titles of yours")
+    others: Literal["everywhere", "here"] = Field(
+        "everywhere", description="which figures and tables show the others: if they are many, 'here' alone"
+    )
 
 
 class FigureSettings(Settings):
@@ -138,14 +141,14 @@ class FigureSettings(Settings):
     palette: str = Field(description="seaborn palette; 'colorblind' is the safe choice")
     examples: Positive = Field(description="queries shown in the retrieval grid")
     resamples: Positive = Field(
-        description="bootstrap resamples behind each test of a difference; no p is below 2 / (resamples + 1)"
+        description="bootstrap resamples behind each test of a claim or a difference; no p is below 2 / (resamples + 1)"
     )
     title: Line | None = Field(None, description="how the data set is called; default: the run's title")
     runs: dict[RunName, tuple[int, ...]] | None = Field(
         None, description="methods to show, with their seeds; default: all of the run"
     )
     tradeoff: BudgetSettings | None = Field(None, description="how curves are summed up; default: section 'tradeoff'")
-    ablations: AblationSettings | None = Field(None, description="of the figure and the table of that name")
+    differences: DifferenceSettings | None = Field(None, description="of the figure and the table of that name")
 
 
 class CostSettings(Settings):

@@ -115,11 +115,11 @@ class Config(Settings):
         for method, seeds in (self.figures.runs or {}).items():
             if method not in self.methods or not set(seeds) <= set(self.seeds_of(method)):
                 yield f"figures.runs names '{method}' with seeds {list(seeds)}, which this run does not have"
-        if ablations := self.figures.ablations:
-            named = (ablations.reference, *(name for names in ablations.components.values() for name in names))
+        if differences := self.figures.differences:
+            named = (differences.reference, *(name for names in differences.groups.values() for name in names))
             for method in named:
                 if method not in self.methods:
-                    yield f"figures.ablations names '{method}', which is no method of this run"
+                    yield f"figures.differences names '{method}', which is no method of this run"
         for method in self.selection.edits or {}:
             try:
                 self.edit_candidates(method)

@@ -30,4 +30,5 @@ def draw(name: str, settings: FigureSettings, run: Path, output_stem: Path) -> N
 def build(name: str, settings: FigureSettings, run: Path) -> Figure:
     """The figure before it is saved; to be called, and saved, inside ``style.context()``."""
     product = registry.find(registry.FIGURES, name)
+    settings = registry.shown(product, settings)
     return registry.function(product)(Results(run, settings), settings)

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import yaml
 
-from saferclip.config import Settings, parse
+from saferclip.config import FigureSettings, Settings, parse
 
 
 class Published(Settings):
@@ -33,3 +33,8 @@ def read() -> Published:
 def method_title(method: str) -> str:
     """A method's name in print; methods that the paper does not have keep their own."""
     return read().methods.get(method, method)
+
+
+def reference_title(settings: FigureSettings) -> str:
+    """The name in print of the method that others are compared with; empty, if the settings name none."""
+    return method_title(settings.differences.reference) if settings.differences else ""

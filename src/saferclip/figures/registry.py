@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from saferclip import escaping
 
 if TYPE_CHECKING:
-    from saferclip.config import Config
+    from saferclip.config import Config, FigureSettings
 
 BENCHMARKS = ("test", "nsfw_caps", "gallery", "zero_shot", "drift", "geometry", "probes", "robustness")
 
@@ -159,15 +159,15 @@ FIGURES: Mapping[str, Product] = {
         inputs=ROBUSTNESS,
         needs=frozenset({"robustness"}),
     ),
-    "ablations": Product(
-        title="What each component earns",
-        caption="What variants that differ from the whole method in one thing each gain and lose against it, in "
-        "redirection, safe first hits, safe retrieval and zero-shot accuracy.",
-        details="Means over {seeds} with 95% bootstrap intervals over queries and images, paired with the whole "
-        "method's.",
-        function="saferclip.figures.plots.ablations:draw",
+    "differences": Product(
+        title="Against a reference",
+        caption="What other methods and variants gain and lose against {reference}, in redirection, safe first hits, "
+        "safe retrieval and zero-shot accuracy.",
+        details="Means over {seeds} with 95% bootstrap intervals over queries and images, paired with those of "
+        "{reference}.",
+        function="saferclip.figures.plots.differences:draw",
         inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
-        needs=frozenset({"ablations", "test"}),
+        needs=frozenset({"differences", "test"}),
     ),
 }
 
@@ -296,15 +296,26 @@ TABLES: Mapping[str, Product] = {
         inputs=ROBUSTNESS,
         needs=frozenset({"robustness"}),
     ),
-    "ablations": Product(
-        title="What each component earns",
-        caption="What variants that differ from the whole method in one thing each gain and lose against it, in "
-        "redirection, safe first hits, safe retrieval and zero-shot accuracy.",
-        details="Means over {seeds} with 95% bootstrap intervals over queries and images, paired with the whole "
-        "method's.",
-        function="saferclip.figures.tables.ablations:ablations",
+    "differences": Product(
+        title="Against a reference",
+        caption="What other methods and variants gain and lose against {reference}, in redirection, safe first hits, "
+        "safe retrieval and zero-shot accuracy.",
+        details="Means over {seeds} with 95% bootstrap intervals over queries and images, paired with those of "
+        "{reference}.",
+        function="saferclip.figures.tables.differences:differences",
         inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
-        needs=frozenset({"ablations", "test"}),
+        needs=frozenset({"differences", "test"}),
+    ),
+    "scope": Product(
+        title="What this run can and cannot tell",
+        caption="How small a difference between the paper's methods this run would find, what it measured, and what no "
+        "number of it says about the paper's scale.",
+        details="Means ± standard deviation over {seeds} with 95% bootstrap intervals over queries, paired across "
+        "methods.",
+        function="saferclip.figures.tables.scope:scope",
+        inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
+        needs=frozenset({"test", "several methods"}),
+        embedded=True,
     ),
     "text_to_image": Product(
         title="Unsafe images from text",
@@ -364,7 +375,9 @@ def applicable(products: Mapping[str, Product], config: Config) -> list[str]:
     """Names of the products that a run with this configuration can and should make."""
     trained = bool(config.trained)
     made = {*config.evaluation.benchmarks, *(config.generation.steps if config.generation else [])}
-    made |= {"ablations"} if config.figures.ablations else set()
+    made |= {"differences"} if config.figures.differences else set()
+    if len(config.methods) > 1:
+        made.add("several methods")
     if len(config.curves) > 1:
         made.add("tradeoff")
     return [
@@ -377,20 +390,30 @@ def applicable(products: Mapping[str, Product], config: Config) -> list[str]:
     ]
 
 
+def shown(product: Product, settings: FigureSettings) -> FigureSettings:
+    """The settings with the methods that a product shows: some are for ``differences`` alone."""
+    compared = settings.differences
+    if compared is None or compared.others == "everywhere" or "differences" in product.needs or not settings.runs:
+        return settings
+    others = {name for names in compared.groups.values() for name in names}
+    runs = {method: seeds for method, seeds in settings.runs.items() if method not in others}
+    return settings.model_copy(update={"runs": runs})
+
+
 def inputs(product: Product, config: Config) -> list[str]:
     """The files that a product reads, relative to the run's folder, in a stable order."""
+    runs = shown(product, config.figure_settings()).runs or {}
     left_out = set(BENCHMARKS) - set(config.evaluation.benchmarks)
     patterns = [path for path in product.inputs if PurePosixPath(path).stem not in left_out]
-    return list(dict.fromkeys(path for pattern in patterns for path in _expand(pattern, config)))
+    return list(dict.fromkeys(path for pattern in patterns for path in _expand(pattern, config, runs)))
 
 
-def _expand(pattern: str, config: Config) -> list[str]:
+def _expand(pattern: str, config: Config, runs: Mapping[str, tuple[int, ...]]) -> list[str]:
     """One path for each run that the pattern speaks of."""
     if "{guidance}" in pattern:
         drawing = config.generation and config.generation.text_to_image
         names = drawing.guidance if drawing else []
-        return [path for name in names for path in _expand(pattern.replace("{guidance}", name), config)]
-    runs = config.figure_settings().runs or {}
+        return [path for name in names for path in _expand(pattern.replace("{guidance}", name), config, runs)]
     groups = {
         "{method}": list(runs),
         "{trained}": [method for method in runs if method in config.trained],
@@ -419,7 +442,9 @@ def titles(test: str) -> dict[str, str]:
 
 
 def caption(product: Product, config: Config) -> str:
-    """The whole caption for the report, with the run's titles, numbers of queries and seeds."""
+    """The whole caption for the report, with the run's titles, reference, numbers of queries and seeds."""
+    from saferclip.figures import paper  # reads YAML, which the list itself must not
+
     embedded = config.data.embedded
     drawn = config.test_sets.embedded if config.test_sets and config.test_sets.source == "embedded" else None
     seeds = max(len(config.seeds_of(method)) for method in config.methods)
@@ -438,6 +463,7 @@ def caption(product: Product, config: Config) -> str:
         ),
         **{name: f"{number:,}" if number else "all" for name, number in numbers.items()},
         seeds=f"{seeds} seeds" if seeds > 1 else "one seed",
+        reference=paper.reference_title(config.figures),
     )
 
 

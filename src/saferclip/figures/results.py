@@ -280,11 +280,18 @@ class Results:
         """Where the bootstrap's random numbers start: as in the evaluation."""
         return int(self._evaluation_setting("bootstrap_seed"))
 
-    def interval_note(self) -> str:
-        """What the numbers behind a value mean, for captions."""
+    @cached_property
+    def published(self) -> list[str]:
+        """Methods that the paper has; all methods, where it has no tuned one of them."""
+        known = [method for method in self.methods if method in paper.read().methods]
+        return known if len(known) > 1 else self.methods
+
+    def interval_note(self, resamples: int | None = None) -> str:
+        """What the numbers behind a value mean, for captions; ``resamples`` as in the evaluation by default."""
+        resamples = resamples or self.resamples
         seeds = max(len(seeds) for seeds in self.runs.values())
         spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-        return f"Values: {spread} [95% interval, bootstrap over queries, {self.resamples:,} resamples]."
+        return f"Values: {spread} [95% interval, bootstrap over queries, {resamples:,} resamples]."
 
     def _evaluation_setting(self, name: str) -> Any:
         benchmark = next(name for name in registry.BENCHMARKS if self.has(name))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from saferclip import io
 from saferclip.config import FigureSettings
-from saferclip.figures import layout, registry, writers
+from saferclip.figures import layout, paper, registry, writers
 from saferclip.figures.results import Results
 
 
@@ -24,6 +24,7 @@ def write(name: str, settings: FigureSettings, run: Path, output_stem: Path) -> 
 def build(name: str, settings: FigureSettings, run: Path) -> layout.Table:
     """The table before it is laid out."""
     product = registry.find(registry.TABLES, name)
-    results = Results(run, settings)
+    results = Results(run, registry.shown(product, settings))
     columns, rows, notes = registry.function(product)(results)
-    return layout.Table(product.title, product.caption.format(**results.titles()), columns, rows, notes)
+    caption = product.caption.format(**results.titles(), reference=paper.reference_title(settings))
+    return layout.Table(product.title, caption, columns, rows, notes)

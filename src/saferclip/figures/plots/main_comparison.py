@@ -20,7 +20,7 @@ WIDTH = 0.8  # of a group of bars, whose centres are 1 apart
 
 def draw(results: Results, settings: FigureSettings) -> Figure:
     """Bars are means over seeds, with intervals over queries; dots are seeds."""
-    looks = style.looks(results.methods, settings.palette)
+    looks = style.looks(results.published, settings.palette)
     benchmarks = results.retrieval_benchmarks(names.REDIRECTION)
     zero_shot = results.has("zero_shot")
     if not benchmarks and not zero_shot:
@@ -55,7 +55,7 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     ceiling_key = Line2D([], [], color="black", linestyle=(0, (4, 2)), linewidth=1)
     seed_key = Line2D([], [], color="black", marker="o", markerfacecolor="white", markersize=3, linestyle="")
     handles: list[Any] = [*bars, ceiling_key, seed_key]
-    style.legend(figure, handles, [*map(paper.method_title, results.methods), "ceiling: T→V of CLIP", "one seed"])
+    style.legend(figure, handles, [*map(paper.method_title, results.published), "ceiling: T→V of CLIP", "one seed"])
     return figure
 
 
@@ -63,7 +63,7 @@ def _bars(
     axes: Axes, results: Results, looks: dict[str, style.Look], metrics: Sequence[tuple[str, str]]
 ) -> list[BarContainer]:
     """One group of bars for each metric, one bar in it for each method."""
-    width = WIDTH / len(results.methods)
+    width = WIDTH / len(looks)
     bars = []
     for number, (method, look) in enumerate(looks.items()):
         centres = np.arange(len(metrics)) - WIDTH / 2 + (number + 0.5) * width

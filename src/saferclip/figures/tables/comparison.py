@@ -31,7 +31,7 @@ def main(results: Results) -> tuple[list[Column], list[list[Cell]], list[str]]:
             *(_measured(results, method, benchmark, metric) for benchmark, metric, _ in measured),
             *(paper.read().comparison.get(method, {}).get(benchmark) for benchmark in evaluated),
         ]
-        for method in results.methods
+        for method in results.published
     ]
     columns = [METHOD, *(column for _, _, column in measured), *_paper_columns(evaluated)]
     public = results.has("zero_shot") and results.public_sets
@@ -90,7 +90,7 @@ def unsafe_gallery(results: Results) -> tuple[list[Column], list[list[Cell]], li
             *(results.estimate(method, "gallery", metric) for metric in metrics),
             *(published.get(method, {}).get(name) for name in sets),
         ]
-        for method in results.methods
+        for method in results.published
     ]
     notes = [
         f"n = {results.queries('gallery', metrics[0]):,} unsafe queries in each direction; lower is better.",
@@ -115,7 +115,7 @@ def _real_galleries(results: Results) -> tuple[list[Column], list[list[Cell]], l
     for name in [*results.galleries, ""]:
         metrics = [f"{name}/{direction}/unsafe_share".removeprefix("/") for direction in GALLERY_DIRECTIONS]
         texts, images = (results.queries("gallery", metric) for metric in metrics)
-        for method in results.methods:
+        for method in results.published:
             rows.append(
                 [
                     published.columns.get(name, name) or f"Mean of {len(results.galleries)} sets",

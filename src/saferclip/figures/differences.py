@@ -1,4 +1,4 @@
-"""What each component of a method earns: its variants' differences to the whole, for the figure and the table."""
+"""What other methods, or variants of a method, gain and lose against a reference, for the figure and the table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from saferclip import statistics
-from saferclip.config import AblationSettings
+from saferclip.config import DifferenceSettings
 from saferclip.figures.results import MEAN_ACCURACY, Contrast, Estimate, Results, Term
 
 
@@ -34,8 +34,9 @@ class Measure:
 
 
 QUADRUPLES = ("test", "nsfw_caps")
+REDIRECTED, ACCURACY = "T*→V∪V* R@1", "zero-shot"
 MEASURES = (
-    Measure("T*→V∪V* R@1", QUADRUPLES, {"unsafe_text_to_image/recall@1": 1}),
+    Measure(REDIRECTED, QUADRUPLES, {"unsafe_text_to_image/recall@1": 1}),
     Measure(
         "safe first hits",
         QUADRUPLES,
@@ -43,30 +44,30 @@ MEASURES = (
         constant=100,
     ),
     Measure("safe R@1", QUADRUPLES, {"text_to_image/recall@1": 0.5, "image_to_text/recall@1": 0.5}),
-    Measure("zero-shot", ("zero_shot",), {MEAN_ACCURACY: 1}),
+    Measure(ACCURACY, ("zero_shot",), {MEAN_ACCURACY: 1}),
 )
 
 
 @dataclass(frozen=True)
-class Ablation:
-    """What one variant of a component changes in one measure."""
+class Difference:
+    """What one method has more or less than the reference in one measure."""
 
-    component: str
-    variant: str
+    group: str
+    method: str
     measure: Measure
-    value: Estimate  # of the variant itself
-    contrast: Contrast  # variant minus whole
+    value: Estimate  # of the method itself
+    contrast: Contrast  # method minus reference
     p_value: float  # corrected by Holm for all differences that are shown
 
     @property
     def difference(self) -> Estimate:
         """The difference, its spread over seeds, and its interval over queries."""
-        return _estimate(self.contrast)
+        return estimate(self.contrast)
 
 
 def measured(results: Results, measure: Measure, method: str) -> Estimate:
     """A method's own value."""
-    return _estimate(results.contrast(measure.terms(results, method)), measure.constant)
+    return estimate(results.contrast(measure.terms(results, method)), measure.constant)
 
 
 def shown(results: Results) -> list[Measure]:
@@ -74,31 +75,33 @@ def shown(results: Results) -> list[Measure]:
     return [measure for measure in MEASURES if measure.terms(results, results.methods[0])]
 
 
-def ablations(results: Results, settings: AblationSettings) -> list[Ablation]:
-    """All differences that the run measured, component by component, in the order of the settings."""
+def differences(results: Results, settings: DifferenceSettings) -> list[Difference]:
+    """All differences that the run measured, group by group, in the order of the settings."""
     asked = list(_asked(results, settings))
-    contrasts = [_difference(results, measure, variant, settings.reference) for _, variant, measure in asked]
-    p_values = statistics.holm([contrast.p_value() for contrast in contrasts])
+    contrasts = [contrast(results, measure, method, settings.reference) for _, method, measure in asked]
+    p_values = statistics.holm([found.p_value() for found in contrasts])
     return [
-        Ablation(component, variant, measure, measured(results, measure, variant), contrast, p_value)
-        for (component, variant, measure), contrast, p_value in zip(asked, contrasts, p_values, strict=True)
+        Difference(group, method, measure, measured(results, measure, method), found, p_value)
+        for (group, method, measure), found, p_value in zip(asked, contrasts, p_values, strict=True)
     ]
 
 
-def _asked(results: Results, settings: AblationSettings) -> Iterator[tuple[str, str, Measure]]:
-    for component, variants in settings.components.items():
-        for variant in variants:
+def _asked(results: Results, settings: DifferenceSettings) -> Iterator[tuple[str, str, Measure]]:
+    for group, methods in settings.groups.items():
+        for method in methods:
             for measure in shown(results):
-                yield component, variant, measure
+                yield group, method, measure
 
 
-def _difference(results: Results, measure: Measure, variant: str, reference: str) -> Contrast:
+def contrast(results: Results, measure: Measure, method: str, reference: str) -> Contrast:
+    """A method's measure minus the reference's."""
     less = [term._replace(weight=-term.weight) for term in measure.terms(results, reference)]
     # As many resamples as tests of differences take: a p below 0.05 must be left after so many comparisons.
-    return results.contrast([*measure.terms(results, variant), *less], results.settings.resamples)
+    return results.contrast([*measure.terms(results, method), *less], results.settings.resamples)
 
 
-def _estimate(contrast: Contrast, constant: float = 0.0) -> Estimate:
-    value, low, high = (number + constant for number in contrast.interval)
-    sd = float(contrast.per_seed.std(ddof=1)) if len(contrast.per_seed) > 1 else None
+def estimate(found: Contrast, constant: float = 0.0) -> Estimate:
+    """A contrast's value, its spread over seeds, and its interval over queries."""
+    value, low, high = (number + constant for number in found.interval)
+    sd = float(found.per_seed.std(ddof=1)) if len(found.per_seed) > 1 else None
     return Estimate(value, sd, low, high)
