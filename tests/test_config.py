@@ -105,10 +105,15 @@ OVERLAYS = {
 
 def run_of(file: Path) -> config.Config:
     """A whole run."""
+    return config.validate(laid_over(*OVERLAYS.get(file.stem, ()), file.stem))
+
+
+def laid_over(*names: str) -> dict[str, Any]:
+    """Delivered configurations, each over those before it."""
     values: dict[str, Any] = {}
-    for name in (*OVERLAYS.get(file.stem, ()), file.stem):
-        update_config(values, config.read(file.with_name(f"{name}.yaml")))
-    return config.validate(values)
+    for name in names:
+        update_config(values, config.read(CONFIGS / f"{name}.yaml"))
+    return values
 
 
 def test_default_run_says_everything_that_has_no_default() -> None:
@@ -539,6 +544,13 @@ def test_a_hyperbolic_methods_settings_are_explained(change: dict[str, Any], mes
         config.validate(changed(lambda values: values["methods"].update(hysac={**HYPERBOLIC, **change})))
 
 
+def test_a_hyperbolic_method_is_no_encoder_for_llava() -> None:
+    values = laid_over("paper", "generation")
+    values["methods"]["hysac"] = HYPERBOLIC
+    with pytest.raises(ConfigError, match=re.escape("transformers can express, which ['hysac'] are not")):
+        config.validate(values)
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
@@ -668,7 +680,11 @@ def test_a_methods_adapters_are_checked(lora: dict[str, Any], expected: str) -> 
 
 def test_differences_name_methods_of_the_run() -> None:
     def change(values: dict[str, Any]) -> None:
-        values["figures"]["differences"] = {"reference": "safer-clip", "groups": {"loss": ["safe-clop"]}}
+        values["figures"]["differences"] = {
+            "reference": "safer-clip",
+            "others": "here",
+            "groups": {"loss": ["safe-clop"]},
+        }
 
     assert "figures.differences names 'safe-clop', which is no method of this run" in message(change)
 

@@ -49,6 +49,12 @@ def test_evaluation_counts_every_model() -> None:
     assert step.gpu_hours == pytest.approx(7 * 2 * (100 + 1000) / 10 / 3600)
 
 
+def test_curves_count_every_tuned_model_at_every_scale() -> None:
+    """Six tuned models at three scales; an untuned one is where all begin."""
+    step = estimate(tradeoff={"scales": [0.5, 1, 2], "budgets": [5]})["tradeoff"]
+    assert step.gpu_hours == pytest.approx(6 * 3 * 2 * (100 + 1000) / 10 / 3600)
+
+
 def test_embedding_and_data_count_two_images_a_quadruple() -> None:
     found = estimate()
     assert found["embedding"].gpu_hours == pytest.approx(2 * 1100 / 10 / 3600)
@@ -63,7 +69,7 @@ def test_pixels_take_disk_where_they_are_kept() -> None:
 
 
 def test_what_a_run_does_not_have_costs_nothing() -> None:
-    assert set(estimate()) == {"data", "embedding", "training", "evaluation"}
+    assert set(estimate(tradeoff=None)) == {"data", "embedding", "training", "evaluation"}
 
 
 def test_the_total_is_the_sum_of_the_lines() -> None:

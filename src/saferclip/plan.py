@@ -1,7 +1,7 @@
 """What a run will take before it has started: GPU hours and disk, from its settings and assumed unit costs.
 
 An estimate for people, printed when a run with a section ``costs`` begins; no step depends on it.  It is an
-upper bound where filters decide (every candidate image is counted).
+upper bound where filters decide (every candidate image is counted).  Edits of weights, minutes each, are left out.
 """
 
 from __future__ import annotations
@@ -36,11 +36,7 @@ def describe(config: Config) -> str:
 def steps(config: Config) -> list[Step]:
     """The steps that take GPU time or disk, in the workflow's order; raises ConfigError without ``costs``."""
     sizes = _Sizes(config, _costs(config))
-    return [
-        step
-        for part in (_downloads, _unsafe_images, _data, _benchmark, _embedding, _training, _evaluation, _generation)
-        for step in part(sizes)
-    ]
+    return [step for part in PARTS for step in part(sizes)]
 
 
 def _costs(config: Config) -> CostSettings:
@@ -68,6 +64,14 @@ class _Sizes:
     def images(self) -> int:
         """Images of the quadruples."""
         return 2 * (self.train + 2 * self.held_out)
+
+    @property
+    def measured(self) -> int:
+        """Images that a model is measured on, but for galleries: quadruples and public zero-shot sets."""
+        public = self.config.test_sets and self.config.test_sets.public
+        sources = (public.zero_shot or {}).values() if public else ()
+        zero_shot = sum(source.limit or self.costs.zero_shot_images for source in sources)
+        return 2 * (self.held_out + self.benchmark) + zero_shot
 
     def encoding(self, images: float) -> float:
         """Hours to encode images, and captions beside them."""
@@ -129,12 +133,20 @@ def _training(sizes: _Sizes) -> Iterator[Step]:
 
 def _evaluation(sizes: _Sizes) -> Iterator[Step]:
     sets = sizes.config.test_sets and sizes.config.test_sets.public
-    images = 2 * (sizes.held_out + sizes.benchmark)
+    images = sizes.measured
     if sets:
         images += len(sets.galleries or {}) * sets.gallery_unsafe * (1 + sets.gallery_safe_ratio)
-        images += sum(source.limit or sizes.costs.zero_shot_images for source in (sets.zero_shot or {}).values())
     hours = sizes.models * sizes.encoding(images)
     yield Step("evaluation", f"{sizes.models} models, {images:,} images each", hours, sizes.gigabytes(images))
+
+
+def _tradeoff(sizes: _Sizes) -> Iterator[Step]:
+    config = sizes.config
+    if config.tradeoff:
+        tuned = [method for method in config.curves if config.methods[method] is not None]
+        models, scales = sum(len(config.seeds_of(method)) for method in tuned), len(config.tradeoff.scales)
+        work = f"{models} models at {scales} scales, {sizes.measured:,} images each"
+        yield Step("tradeoff", work, models * scales * sizes.encoding(sizes.measured))
 
 
 def _generation(sizes: _Sizes) -> Iterator[Step]:
@@ -151,3 +163,16 @@ def _generation(sizes: _Sizes) -> Iterator[Step]:
         answers = images * len(asked.questions)
         hours = methods * answers * costs.seconds_per_answer / 3600
         yield Step("image_to_text", f"{methods} methods, {answers:,} answers each", hours)
+
+
+PARTS = (
+    _downloads,
+    _unsafe_images,
+    _data,
+    _benchmark,
+    _embedding,
+    _training,
+    _evaluation,
+    _tradeoff,
+    _generation,
+)

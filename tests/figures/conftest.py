@@ -135,7 +135,7 @@ def write_run(
         examples=3,
         title=title,
         runs=runs,
-        differences=DifferenceSettings(reference="safer-clip", groups={"loss": ("safe-clip",)}),
+        differences=DifferenceSettings(reference="safer-clip", others="everywhere", groups={"loss": ("safe-clip",)}),
         tradeoff=BudgetSettings(budgets=BUDGETS),
         resamples=TEST_RESAMPLES,
     )

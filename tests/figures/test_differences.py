@@ -15,7 +15,9 @@ from saferclip.figures import differences, figure, table
 from saferclip.figures.results import Results, Term
 
 RUNS = {"clip": (0,), "safe-clip": (0, 1), "safer-clip": (0, 1), "no-curriculum": (0, 1)}
-SETTINGS = DifferenceSettings(reference="safer-clip", groups={"curriculum": ("no-curriculum",), "loss": ("safe-clip",)})
+SETTINGS = DifferenceSettings(
+    reference="safer-clip", others="everywhere", groups={"curriculum": ("no-curriculum",), "loss": ("safe-clip",)}
+)
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,7 @@ def test_all_default_products_apply_to_the_mini_run(mini: Config) -> None:
 
 def comparing(mini: Config, **settings: Any) -> Config:
     """The mini configuration with Safe-CLIP compared with SaFeR-CLIP."""
-    differences = {"reference": "safer-clip", "groups": {"loss": ["safe-clip"]}, **settings}
+    differences = {"reference": "safer-clip", "others": "everywhere", "groups": {"loss": ["safe-clip"]}, **settings}
     return changed(mini, figures={**mini.figures.model_dump(mode="json"), "differences": differences})
 
 

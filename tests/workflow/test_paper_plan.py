@@ -23,6 +23,7 @@ def test_the_plan_needs_nothing_but_the_clone(project: Any) -> None:
     assert plan.counts["unsafe_images"] == 64
     assert plan.counts["training"] == 6
     assert plan.counts["evaluation"] == 8
+    assert plan.counts["tradeoff"] == 8
     steps = {"data", "benchmark", "benchmark_images", "test_sets", "base_model", "published_model", "mining", "report"}
     assert steps <= set(plan.counts)
 

@@ -129,7 +129,7 @@ class DifferenceSettings(Settings):
     reference: RunName = Field(description="the method whose values are subtracted")
     groups: dict[Line, Distinct[RunName]] = Field(min_length=1, description="the others, under titles of yours")
     others: Literal["everywhere", "here"] = Field(
-        "everywhere", description="which figures and tables show the others: if they are many, 'here' alone"
+        description="which figures and tables show the others: if they are many, 'here' alone"
     )
 
 

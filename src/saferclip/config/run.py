@@ -112,6 +112,7 @@ class Config(Settings):
         if self.downloads is None and (names := downloads_of(self)):
             yield f"{names[0]} is to be downloaded, so the section 'downloads' must be given"
         yield from self._contradictions_of_curves()
+        yield from self._contradictions_of_generation()
         for method, seeds in (self.figures.runs or {}).items():
             if method not in self.methods or not set(seeds) <= set(self.seeds_of(method)):
                 yield f"figures.runs names '{method}' with seeds {list(seeds)}, which this run does not have"
@@ -172,6 +173,16 @@ class Config(Settings):
                 )
             elif self.benchmark and self.tradeoff.validation.seed == self.benchmark.seed:
                 yield "tradeoff.validation.seed is that of the benchmark, whose pairs are test data; choose another"
+
+    def _contradictions_of_generation(self) -> Iterable[str]:
+        """LLaVA reads the states of a vision tower in transformers' format, which a model in another space lacks."""
+        asked = self.generation and self.generation.image_to_text
+        elsewhere = [name for name, settings in self.methods.items() if isinstance(settings, HyperbolicMethod)]
+        if asked and elsewhere:
+            yield (
+                f"generation.image_to_text needs models that transformers can express, which {elsewhere} are not, with "
+                "geometry 'hyperbolic'; leave out one or the other"
+            )
 
     def training(self, method: str) -> TrainingSettings:
         """Settings of one method's training; raises ConfigError for one that is not trained here."""
