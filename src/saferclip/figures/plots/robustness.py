@@ -10,11 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saferclip.config import FigureSettings
-from saferclip.figures import paper, style, variants
+from saferclip.figures import forest, style, variants
 from saferclip.figures.results import Results
 from saferclip.figures.variants import BENCHMARK, IMAGE, PHOTO, SAFE_IMAGE, SAFE_TEXT, TEXT, Variant
-
-SPREAD = 0.56  # of the methods' points around a variant's line, whose distance is 1
 
 
 class Panel(NamedTuple):
@@ -33,7 +31,7 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
         return style.nothing()
     lines = max(len(panel.rows) for panel in shown)
     width = style.DOUBLE if len(shown) > 1 else style.SINGLE
-    figure = style.new(width, 1.1 + (0.12 + 0.07 * len(results.methods)) * lines)
+    figure = style.new(width, 1.1 + forest.height(lines, len(results.methods)))
     axes_of = figure.subplots(1, len(shown), squeeze=False)[0]
     for place, (axes, panel) in enumerate(zip(axes_of, shown, strict=True)):
         _draw_panel(axes, results, settings, panel)
@@ -67,25 +65,16 @@ def _of(kind: str, found: Sequence[Variant]) -> list[Variant]:
 
 def _draw_panel(axes: Axes, results: Results, settings: FigureSettings, panel: Panel) -> None:
     """Points with intervals, a line for each variant; the control is on top, and dotted lines go on from it."""
-    count = len(results.methods)
-    offsets = np.linspace(-SPREAD / 2, SPREAD / 2, count) if count > 1 else np.zeros(1)
     lines = np.arange(len(panel.rows), dtype=float)
-    for offset, (method, look) in zip(offsets, style.looks(results.methods, settings.palette).items(), strict=True):
-        found = [results.estimate(method, BENCHMARK, f"{variant.name}/{panel.metric}") for variant in panel.rows]
-        means = np.array([estimate.mean for estimate in found])
-        axes.plot([means[0]] * 2, [0, lines[-1] + 0.5], color=look.colour, linewidth=0.6, linestyle=":", zorder=0)
-        axes.errorbar(
-            means,
-            lines + offset,
-            xerr=np.array([style.reach(estimate) for estimate in found]).T,
-            fmt=look.marker,
-            color=look.colour,
-            markersize=3.2,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            elinewidth=0.9,
-            label=paper.method_title(method),
-        )
+    looks = style.looks(results.methods, settings.palette)
+    found = {
+        method: [results.estimate(method, BENCHMARK, f"{variant.name}/{panel.metric}") for variant in panel.rows]
+        for method in looks
+    }
+    for method, look in looks.items():
+        control = found[method][0].mean
+        axes.plot([control] * 2, [0, lines[-1] + 0.5], color=look.colour, linewidth=0.6, linestyle=":", zorder=0)
+    forest.points(axes, lines, found, looks, size=3.2)
     axes.axhline(0.5, color="black", linewidth=0.6)
     axes.set_yticks(lines, [variant.label.replace(" (control)", "\n(control)") for variant in panel.rows])
     axes.set_ylim(lines[-1] + 0.5, -0.5)

@@ -7,10 +7,8 @@ from matplotlib.figure import Figure
 
 from saferclip import escaping
 from saferclip.config import FigureSettings
-from saferclip.figures import paper, style
+from saferclip.figures import forest, style
 from saferclip.figures.results import MEAN_ACCURACY, Results
-
-SPREAD = 0.56  # of the methods' points around a set's line, whose distance is 1
 
 
 def draw(results: Results, settings: FigureSettings) -> Figure:
@@ -18,26 +16,13 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     sets = results.zero_shot_sets
     order = sorted(sets, key=lambda name: -results.values("clip", "zero_shot", f"{name}/accuracy").mean())
     metrics = [*(f"{name}/accuracy" for name in order), MEAN_ACCURACY]
-    figure = style.new(style.SINGLE, 0.9 + (0.12 + 0.07 * len(results.methods)) * len(metrics))
+    figure = style.new(style.SINGLE, 0.9 + forest.height(len(metrics), len(results.methods)))
     axes = figure.subplots()
-    offsets = np.linspace(-SPREAD / 2, SPREAD / 2, len(results.methods)) if len(results.methods) > 1 else np.zeros(1)
     lines = np.arange(len(metrics), dtype=float)
     lines[-1] += 0.3  # the mean stands apart
-    for offset, (method, look) in zip(offsets, style.looks(results.methods, settings.palette).items(), strict=True):
-        found = [results.estimate(method, "zero_shot", metric) for metric in metrics]
-        means = np.array([estimate.mean for estimate in found])
-        axes.errorbar(
-            means,
-            lines + offset,
-            xerr=np.array([style.reach(estimate) for estimate in found]).T,
-            fmt=look.marker,
-            color=look.colour,
-            markersize=4,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            elinewidth=0.9,
-            label=paper.method_title(method),
-        )
+    looks = style.looks(results.methods, settings.palette)
+    found = {method: [results.estimate(method, "zero_shot", metric) for metric in metrics] for method in looks}
+    forest.points(axes, lines, found, looks, size=4)
     chance = [100 / len(sets[name]["classes"]) for name in order]
     axes.plot(chance, lines[:-1], linestyle="", marker="|", color="black", markersize=7, label="chance")
     axes.axhline(lines[-1] - 0.65, color="black", linewidth=0.6)
