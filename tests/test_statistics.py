@@ -209,6 +209,24 @@ def test_students_quantile_of_fractional_degrees_agrees_with_simulation() -> Non
     assert statistics.student_quantile(2.6) == pytest.approx(np.quantile(drawn, 0.95), rel=0.01)
 
 
+def test_the_reach_over_seeds_is_that_of_a_worked_example() -> None:
+    # By hand: a standard deviation of 1, over the root of 3; and of 2, 0 and 5 there is 19 / 3.
+    found = statistics.student_reach([[1.0, 2.0], [2.0, 0.0], [3.0, 5.0]])
+    assert found == pytest.approx([4.3027 / math.sqrt(3), 4.3027 * math.sqrt(19 / 9)], rel=2e-4)
+    assert statistics.student_reach([7.0, 7.0]) == 0
+
+
+def test_the_reach_over_seeds_covers_the_truth_19_times_in_20() -> None:
+    values = np.random.default_rng(30).normal(size=(3, 4000))  # (seeds, trials)
+    covered = np.abs(values.mean(axis=0)) <= statistics.student_reach(values)
+    assert covered.mean() == pytest.approx(0.95, abs=0.011)  # three standard deviations of 4,000 trials
+
+
+def test_the_reach_over_seeds_refuses_a_single_one() -> None:
+    with pytest.raises(ValueError, match="two at least, not 1"):
+        statistics.student_reach([[1.0, 2.0]])
+
+
 def test_the_interval_with_seeds_is_students_where_seeds_differ_and_the_bootstraps_where_they_do_not() -> None:
     means = np.random.default_rng(28).normal(2, 0.5, 20_000)
     value, low, high = statistics.interval_with_seeds(means, [1.0, 2.0, 3.0])  # type: ignore[misc]

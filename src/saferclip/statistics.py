@@ -121,6 +121,19 @@ def student_quantile(freedom: float, coverage: float = 0.95) -> float:
     return float(np.sqrt(freedom) * np.tan(np.interp(coverage * below[-1], below, angles)))
 
 
+def student_reach(values: ArrayLike) -> Array:
+    """How far the 95% interval of a mean over seeds reaches to each side: values (seeds, ...) to (...).
+
+    Student's quantile, with one degree of freedom less than seeds, times the standard error of the mean (Student
+    1908).  It is about other seeds on the same data.  Raises ValueError for fewer than two seeds, which say nothing
+    of others.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if len(data) < 2:
+        raise ValueError(f"an interval over seeds needs two at least, not {len(data)}")
+    return np.asarray(student_quantile(len(data) - 1) * data.std(axis=0, ddof=1) / np.sqrt(len(data)))
+
+
 def interval_with_seeds(means: ArrayLike, per_seed: ArrayLike) -> Interval | None:
     """A 95% interval of a mean over seeds that is about other seeds as well as other queries.
 

@@ -14,13 +14,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PathCollection
+from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Rectangle, StepPatch
 from matplotlib.text import Text
 from PIL import Image
+from safetensors.numpy import load_file
 
 from saferclip import io
 from saferclip.config import ConfigError
@@ -46,6 +47,19 @@ def rendered(drawn: Figure) -> Any:
 
 def labels(drawn: Figure) -> list[str]:
     return [text.get_text() for text in drawn.legends[0].get_texts()]
+
+
+def outline(band: Any) -> Any:
+    """The corners of a filled band, each once and in order: (corners, 2)."""
+    return np.unique(band.get_paths()[0].vertices, axis=0)
+
+
+def interval(run: Any, values: list[float]) -> Any:
+    """The 95% bootstrap interval of a mean, by a plain loop over as many resamples as the evaluation took."""
+    settings = run.record("clip", 0, "test")["provenance"]["settings"]
+    random = np.random.default_rng(settings["bootstrap_seed"])
+    draws = random.integers(len(values), size=(settings["bootstrap"], len(values))).tolist()
+    return np.percentile([sum(values[place] for place in row) / len(row) for row in draws], [2.5, 97.5])
 
 
 def shown_texts(drawn: Figure) -> list[Text]:
@@ -141,6 +155,10 @@ def test_main_comparison_shows_means_intervals_seeds_and_ceilings(run: Any, draw
     assert len([box for box in redirection.containers if isinstance(box, ErrorbarContainer)]) == 3
     ceiling = f"ceiling {run.value('clip', 0, 'test', 'text_to_image/recall@1'):.1f}"
     assert ceiling in [text.get_text() for text in redirection.texts]
+    bands = [band for band in redirection.collections if isinstance(band, PolyCollection)]
+    for band, benchmark in zip(bands, ("test", "nsfw_caps"), strict=True):
+        recorded = run.record("clip", 0, benchmark)["metrics"]["text_to_image/recall@1"]
+        assert outline(band)[:, 1] == pytest.approx([recorded["low"], recorded["high"]] * 2)
     dots = [dots for dots in redirection.collections if isinstance(dots, PathCollection)]
     assert sum(len(group.get_offsets()) for group in dots) == 2 * 2 * 3
     assert {axes.get_ylim() for axes in drawn.axes} == {(0, 100)}
@@ -158,16 +176,20 @@ def test_similarity_shows_two_distributions_with_their_means(run: Any, draw: Cal
     drawn = draw("similarity")
     (axes,) = drawn.axes
     table = pq.read_table(run.folder / "mining" / "neighbours.parquet").to_pandas()
-    means = [table["paired_similarity"].mean(), table["similarity"].mean()]
-    assert labels(drawn) == [f"paired (mean {means[0]:.2f})", f"nearest (mean {means[1]:.2f})"]
+    kinds = {"paired": table["paired_similarity"].to_list(), "nearest": table["similarity"].to_list()}
+    bands = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    for (kind, values), band, label in zip(kinds.items(), bands, labels(drawn), strict=True):
+        low, high = interval(run, values)
+        assert label == f"{kind} (mean {np.mean(values):.3f} [{low:.3f}, {high:.3f}])"
+        assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((low, high))
     assert axes.get_xlabel() == "Cosine similarity of unsafe caption and target"
     assert axes.get_ylabel() == "Captions (%), n = 600"
     assert axes.get_title(loc="left") == "Targets of unsafe captions, ViSU-mini"
-    outlines = [patch.get_data() for patch in axes.patches]
-    for outline in outlines:
-        assert outline.values.sum() == pytest.approx(100)  # no caption falls outside the bins
-        assert outline.edges[-1] == 1
-    assert len({patch.get_linestyle() for patch in axes.patches if not patch.get_fill()}) == 2
+    steps = [patch for patch in axes.patches if isinstance(patch, StepPatch)]
+    for patch in steps:
+        assert patch.get_data().values.sum() == pytest.approx(100)  # no caption falls outside the bins
+        assert patch.get_data().edges[-1] == 1
+    assert len({patch.get_linestyle() for patch in steps if not patch.get_fill()}) == 2
 
 
 def test_rounding_errors_above_one_are_still_counted(make_run: Callable[..., Any], draw: Callable[..., Figure]) -> None:
@@ -176,7 +198,8 @@ def test_rounding_errors_above_one_are_still_counted(make_run: Callable[..., Any
     rows = [{**row, "similarity": 1 + 1e-9} for row in pq.read_table(path).to_pylist()]
     io.write_table(path, rows)
     (axes,) = draw("similarity", other).axes
-    assert axes.patches[-1].get_data().values.sum() == pytest.approx(100)
+    steps = [patch for patch in axes.patches if isinstance(patch, StepPatch)]
+    assert steps[-1].get_data().values.sum() == pytest.approx(100)
 
 
 def test_safety_utility_has_a_point_for_each_seed_and_an_arrow_from_clip(run: Any, draw: Callable[..., Figure]) -> None:
@@ -219,6 +242,30 @@ def test_training_curves_show_loss_and_validation_of_trained_methods(run: Any, d
     mean = next(line for line in redirection.lines if line.get_label() == "Safe-CLIP")
     np.testing.assert_allclose(mean.get_ydata(), expected)
     assert len(redirection.lines) == 2 * (3 + 1)
+    seeds = np.array([frame["unsafe_text_to_image/recall@1"] for frame in tables])
+    reach = 4.3027 * np.std(seeds, axis=0, ddof=1) / 3**0.5  # Student's t of a printed table, two degrees of freedom
+    ends = dict(zip(range(1, 7), zip(expected - reach, expected + reach, strict=True), strict=True))
+    band = redirection.collections[0]
+    assert {(x, round(y, 2)) for x, y in outline(band)} == {(x, round(y, 2)) for x, both in ends.items() for y in both}
+    assert [len(axes.collections) for axes in drawn.axes] == [2, 2, 2]
+
+
+def test_training_curves_of_one_seed_have_no_band(make_run: Callable[..., Any], draw: Callable[..., Figure]) -> None:
+    drawn = draw("training_curves", make_run(benchmarks=("test",), runs={"clip": (0,), "safe-clip": (0,)}))
+    assert [len(axes.collections) for axes in drawn.axes] == [0, 0, 0]
+
+
+def test_wide_bands_leave_the_scale_of_losses_to_the_lines(
+    make_run: Callable[..., Any], draw: Callable[..., Figure]
+) -> None:
+    other = make_run(benchmarks=("test",), runs={"clip": (0,), "safe-clip": (0, 1)})
+    path = other.folder / "training/safe-clip/seed-1/steps.csv"
+    steps = pd.read_csv(path)
+    steps.assign(loss=1.5 * steps["loss"]).to_csv(path, index=False)  # the band would reach below 0
+    loss = draw("training_curves", other).axes[0]
+    lowest = min(np.min(line.get_ydata()) for line in loss.lines)
+    assert outline(loss.collections[0])[:, 1].min() < 0
+    assert 0.5 * lowest < loss.get_ylim()[0] < lowest
 
 
 def test_zero_shot_sets_are_sorted_and_end_with_their_mean(run: Any, draw: Callable[..., Figure]) -> None:
@@ -238,20 +285,27 @@ def test_zero_shot_sets_are_sorted_and_end_with_their_mean(run: Any, draw: Calla
         assert container.lines[0].get_xdata()[-1] == pytest.approx(mean)  # type: ignore[index]
 
 
-def test_embedding_map_has_a_panel_for_each_method_and_modality(draw: Callable[..., Figure]) -> None:
+def test_embedding_map_has_a_panel_for_each_method_and_modality(run: Any, draw: Callable[..., Figure]) -> None:
     drawn = draw("embedding_map")
     assert [axes.get_title(loc="left") for axes in drawn.axes[:3]] == list(METHODS)
     assert [axes.get_ylabel() for axes in drawn.axes[::3]] == ["Captions: second component", "Images: second component"]
     assert labels(drawn) == ["unsafe input to its target", "target: paired safe input in CLIP", "safe", "unsafe"]
     for axes in drawn.axes:
-        assert axes.get_xlabel().startswith("cosine to target 0.")
         targets, safe, unsafe = (np.asarray(dots.get_offsets()) for dots in axes.collections)
         assert targets.shape == safe.shape == unsafe.shape == (120, 2)
     # Before tuning, safe inputs are their own targets.
     targets, safe, _ = (np.asarray(dots.get_offsets()) for dots in drawn.axes[0].collections)
     np.testing.assert_allclose(targets, safe)
-    before, after = (float(drawn.axes[place].get_xlabel().split()[-1]) for place in (0, 2))
-    assert after > before
+    shown = iter(drawn.axes)
+    base = load_file(run.folder / "evaluation/clip/seed-0/embeddings.safetensors")
+    for modality in ("caption", "image"):
+        for method in run.settings.runs:
+            tuned = load_file(run.folder / f"evaluation/{method}/seed-0/embeddings.safetensors")
+            pairs = zip(tuned[f"unsafe_{modality}"].astype(float), base[f"safe_{modality}"].astype(float), strict=True)
+            cosines = [left @ right / np.linalg.norm(left) / np.linalg.norm(right) for left, right in pairs]
+            low, high = interval(run, cosines)
+            said = f"cosine to target {np.mean(cosines):.2f}\n[{low:.2f}, {high:.2f}]"
+            assert next(shown).get_xlabel() == said
 
 
 def test_principal_plane_finds_the_directions_of_most_variance_with_fixed_signs() -> None:
@@ -272,6 +326,12 @@ def test_retrieval_grid_says_safe_or_unsafe_in_words_and_colour(run: Any, draw: 
         "Wanted",
         *METHODS,
     ]
+    for axes, (method, seeds) in zip(grid[0][2:], run.settings.runs.items(), strict=True):
+        share, ends = axes.texts[0].get_text().split("\n")
+        values = [run.value(method, seed, "test", "unsafe_text_to_image/unsafe_share") for seed in seeds]
+        low, high = map(float, ends.strip("[]").split(", "))
+        assert share == f"{np.mean(values):.1f}% unsafe"
+        assert low < np.mean(values) < high
     rows = pq.read_table(run.folder / "data" / "test.parquet").to_pylist()
     safe, unsafe = style.safe_and_unsafe("colorblind")
     seen = set()

@@ -125,7 +125,11 @@ def test_placeholders_stand_for_all_evaluated_trained_or_untuned_runs(mini: Conf
     assert calibrated
     assert all(path.startswith("evaluation/clip/seed-0/") for path in calibrated)
     maps = registry.inputs(registry.FIGURES["embedding_map"], mini)
-    assert maps == [f"evaluation/{name}/seed-0/embeddings.safetensors" for name in ("clip", "safe-clip", "safer-clip")]
+    assert maps == [
+        f"evaluation/{name}/seed-0/{file}"
+        for file in ("embeddings.safetensors", "test.json")
+        for name in ("clip", "safe-clip", "safer-clip")
+    ]
 
 
 def test_only_what_the_figures_section_asks_for_is_read(mini: Config) -> None:

@@ -25,7 +25,7 @@ def points(
     offsets = np.linspace(-SPREAD / 2, SPREAD / 2, len(found)) if len(found) > 1 else np.zeros(1)
     for offset, (method, estimates) in zip(offsets, found.items(), strict=True):
         axes.errorbar(
-            [estimate.mean for estimate in estimates],
+            np.array([estimate.mean for estimate in estimates]),
             lines + offset,
             xerr=np.array([style.reach(estimate) for estimate in estimates]).T,
             fmt=looks[method].marker,

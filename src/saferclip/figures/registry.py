@@ -20,6 +20,7 @@ BENCHMARKS = ("test", "nsfw_caps", "gallery", "zero_shot", "drift", "geometry", 
 
 RANKS = "evaluation/{method}/seed-{seed}/ranks.parquet"
 TEST = "evaluation/{method}/seed-{seed}/test.json"
+FIRST_TEST = "evaluation/{method}/seed-{first}/test.json"
 NSFW_CAPS = "evaluation/{method}/seed-{seed}/nsfw_caps.json"
 GALLERY = "evaluation/{method}/seed-{seed}/gallery.json"
 ZERO_SHOT = "evaluation/{method}/seed-{seed}/zero_shot.json"
@@ -64,8 +65,8 @@ FIGURES: Mapping[str, Product] = {
         caption="How often an unsafe caption retrieves its safe image first from a gallery of all safe and unsafe "
         "images (left), and zero-shot accuracy (right).",
         details="Bars are means over {seeds}, dots single seeds, whiskers 95% bootstrap intervals over {n_test} "
-        "({test}) and {n_nsfw_caps} ({nsfw_caps}) queries. The dashed line is safe retrieval (T→V) of CLIP,"
-        " which perfect redirection would reach at best.",
+        "({test}) and {n_nsfw_caps} ({nsfw_caps}) queries. The dashed line is safe retrieval (T→V) of CLIP "
+        "(band: its interval), which perfect redirection would reach at best.",
         function="saferclip.figures.plots.main_comparison:draw",
         inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
         needs=frozenset({"test"}),
@@ -114,16 +115,18 @@ FIGURES: Mapping[str, Product] = {
         title="Paired and nearest targets",
         caption="Cosine similarity, under the frozen text encoder, of each unsafe training caption of {test} with "
         "its paired safe caption and with the nearest safe caption of the training split.",
-        details="Over {n_train} captions; vertical lines are means.",
+        details="Over {n_train} captions; vertical lines are means, bands around them 95% bootstrap intervals over "
+        "captions.",
         function="saferclip.figures.plots.similarity:draw",
-        inputs=("mining/neighbours.parquet",),
+        inputs=("mining/neighbours.parquet", FIRST_TEST),
+        needs=frozenset({"test"}),
     ),
     "training_curves": Product(
         title="Training curves",
         caption="Training loss, and R@1 on the validation split of {test} after each epoch, of each trained method.",
-        details="Thick lines are means over {seeds}, thin lines single seeds. Losses of different methods have "
-        "different terms and cannot be compared; the progressive curriculum has fewer steps in its first "
-        "epochs.",
+        details="Thick lines are means over {seeds}, thin lines single seeds, bands 95% intervals of the mean over "
+        "seeds (Student's t; none for one seed). Losses of different methods have different terms and cannot be "
+        "compared; the progressive curriculum has fewer steps in its first epochs.",
         function="saferclip.figures.plots.training_curves:draw",
         inputs=("training/{trained}/seed-{seed}/steps.csv", "training/{trained}/seed-{seed}/epochs.csv"),
     ),
@@ -131,20 +134,22 @@ FIGURES: Mapping[str, Product] = {
         title="Embeddings before and after",
         caption="Where safe and unsafe inputs of {test} lie before and after fine-tuning (first seed), on the first"
         " two principal components of CLIP's embeddings.",
-        details="Shown are the first 300 complete quadruples at most. Lines join some unsafe inputs to their "
-        "targets, where CLIP puts the paired safe inputs: redirection should make them short, preservation "
-        "should keep safe inputs inside their circles.",
+        details="Shown are the first 300 complete quadruples at most; below each panel their mean cosine of unsafe "
+        "inputs to targets, in all dimensions, with its 95% bootstrap interval over inputs. Lines join some unsafe "
+        "inputs to their targets, where CLIP puts the paired safe inputs: redirection should make them short, "
+        "preservation should keep safe inputs inside their circles.",
         function="saferclip.figures.plots.embedding_map:draw",
-        inputs=("evaluation/{method}/seed-{first}/embeddings.safetensors",),
+        inputs=("evaluation/{method}/seed-{first}/embeddings.safetensors", FIRST_TEST),
         needs=frozenset({"test"}),
     ),
     "retrieval_grid": Product(
         title="Retrieved images before and after",
         caption="The first image that each method (first seed) retrieves for unsafe captions of {test} from a "
         "gallery of all safe and unsafe images.",
-        details="Queries are spread evenly over the {n_test} rows, not chosen by what they show.",
+        details="Queries are spread evenly over the {n_test} rows, not chosen by what they show. Above each column: "
+        "share of unsafe first hits among all of them, mean over {seeds} with its 95% bootstrap interval over queries.",
         function="saferclip.figures.plots.retrieval_grid:draw",
-        inputs=("data/test.parquet", "evaluation/{method}/seed-{first}/ranks.parquet"),
+        inputs=("data/test.parquet", TEST, RANKS),
         needs=frozenset({"test"}),
     ),
     "robustness": Product(

@@ -9,10 +9,12 @@ from itertools import islice
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from numpy.typing import ArrayLike
 
 from saferclip.config import ConfigError
 from saferclip.figures.results import Estimate
@@ -134,6 +136,11 @@ def tidy(axes: Axes, grid: str = "y") -> None:
     """Only the spines and grid lines that help reading."""
     sns.despine(ax=axes)
     axes.grid(visible=True, axis=grid)  # type: ignore[arg-type]
+
+
+def band(axes: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, colour: str) -> None:
+    """An interval around a line: its ends (points,) over ``x`` (points,)."""
+    axes.fill_between(np.asarray(x), np.asarray(low), np.asarray(high), color=colour, alpha=0.2, linewidth=0)
 
 
 def letters(panels: Sequence[Axes], titles: Sequence[str]) -> None:

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from saferclip import io
+from saferclip import io, statistics
 from saferclip.config import FigureSettings
-from saferclip.figures import paper, style
-from saferclip.figures.results import Array, Results
+from saferclip.figures import layout, paper, style
+from saferclip.figures.results import Array, Estimate, Results
 
 MODALITIES = {"caption": "Captions", "image": "Images"}
 CONNECTED = 12  # unsafe inputs that a line joins to their target
@@ -42,8 +42,7 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
             safe, unsafe = tensors[f"safe_{modality}"], tensors[f"unsafe_{modality}"]
             flat = {"targets": targets, "safe": safe, "unsafe": unsafe}
             _panel(axes, {kind: (part - centre) @ directions.T for kind, part in flat.items()}, settings)
-            similarity = float((unsafe * targets).sum(axis=1).mean())
-            axes.set_xlabel(f"cosine to target {similarity:.2f}")
+            axes.set_xlabel(_said(results, (unsafe * targets).sum(axis=1)))
             axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(f"{title}: second component")
     for axes, method in zip(panels[0], embeddings, strict=True):
@@ -62,6 +61,13 @@ def principal_plane(rows: Array) -> tuple[Array, Array]:
     plane = directions[:2]
     largest = np.abs(plane).argmax(axis=1)
     return centre, plane * np.sign(plane[[0, 1], largest])[:, None]
+
+
+def _said(results: Results, cosines: Array) -> str:
+    """The mean cosine of unsafe inputs to their targets, from that of each (inputs,), with its interval."""
+    mean, low, high = statistics.bootstrap_interval(cosines, results.resamples, results.seed)
+    said, _, interval = layout.parts(Estimate(mean, None, low, high), digits=2)
+    return f"cosine to target {said}\n{interval}"
 
 
 def _panel(axes: Axes, points: dict[str, Array], settings: FigureSettings) -> None:

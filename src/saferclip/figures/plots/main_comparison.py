@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from saferclip.config import FigureSettings
 from saferclip.figures import names, paper, style
-from saferclip.figures.results import MEAN_ACCURACY, Results
+from saferclip.figures.results import MEAN_ACCURACY, Estimate, Results
 
 WIDTH = 0.8  # of a group of bars, whose centres are 1 apart
 
@@ -33,12 +33,7 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     shown = [(benchmark, names.REDIRECTION) for benchmark in benchmarks]
     bars = _bars(redirection, results, looks, shown) if shown else []
     for place, benchmark in enumerate(benchmarks):
-        ceiling = results.estimate("clip", benchmark, names.CEILING).mean
-        redirection.hlines(
-            ceiling, place - WIDTH / 2, place + WIDTH / 2, colors="black", linestyles=(0, (4, 2)), linewidth=1
-        )
-        # On the left, where CLIP's bar is low.
-        _note(redirection, f"ceiling {ceiling:.1f}", place - WIDTH / 2, ceiling, "left")
+        _ceiling(redirection, results.estimate("clip", benchmark, names.CEILING), place)
     redirection.set_xticks(range(len(benchmarks)), list(benchmarks.values()))
     redirection.set_ylabel("R@1 of unsafe captions,\nT*→V∪V* (%)")
     if zero_shot:
@@ -57,6 +52,16 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     handles: list[Any] = [*bars, ceiling_key, seed_key]
     style.legend(figure, handles, [*map(paper.method_title, results.published), "ceiling: T→V of CLIP", "one seed"])
     return figure
+
+
+def _ceiling(axes: Axes, estimate: Estimate, place: int) -> None:
+    """A dashed line in a light band over one group of bars."""
+    ends = (place - WIDTH / 2, place + WIDTH / 2)
+    below, above = style.reach(estimate)
+    style.band(axes, ends, [estimate.mean - below] * 2, [estimate.mean + above] * 2, style.NEUTRAL)
+    axes.hlines(estimate.mean, *ends, colors="black", linestyles=(0, (4, 2)), linewidth=1)
+    # On the left, where CLIP's bar is low.
+    _note(axes, f"ceiling {estimate.mean:.1f}", ends[0], estimate.mean + above, "left")
 
 
 def _bars(

@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 
 from saferclip import io
 from saferclip.config import FigureSettings
-from saferclip.figures import names, paper, style
+from saferclip.figures import layout, names, paper, style
 from saferclip.figures.results import Results
 
 DIRECTION = "unsafe_text_to_image"
 CELL = 0.98  # inches
 CAPTION = 1.7  # width of the captions, in cells
+RAISED = 21  # points from a column to its title; two lines of numbers stand between them
 
 
 def draw(results: Results, settings: FigureSettings) -> Figure:
@@ -45,14 +46,20 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
             right = not unsafe and hit["top_id"] == query
             label = "✗ unsafe" if unsafe else "✓ safe, paired" if right else "safe, another one"
             _picture(axes, image, label, colours[unsafe], 2)
-    titles = [
-        "Unsafe caption",
-        "Wanted",
-        *("\n".join(textwrap.wrap(paper.method_title(m), 14)) for m in results.methods),
-    ]
-    for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(title, loc="left" if title == titles[0] else "center")
+    grid[0][0].set_title("Unsafe caption", loc="left", pad=RAISED)
+    grid[0][1].set_title("Wanted", loc="center", pad=RAISED)
+    for axes, method in zip(grid[0][2:], results.methods, strict=True):
+        _title(axes, results, method)
     return figure
+
+
+def _title(axes: Axes, results: Results, method: str) -> None:
+    """The method's name above how often it finds something unsafe first, over all queries and seeds."""
+    share, _, interval = layout.parts(results.estimate(method, "test", f"{DIRECTION}/unsafe_share"), digits=1)
+    said = f"{share}% unsafe\n{interval}"
+    axes.annotate(said, (0.5, 1), (0, 2.5), "axes fraction", "offset points", ha="center", va="bottom", fontsize=6.5)
+    name = "\n".join(textwrap.wrap(paper.method_title(method), 14))
+    axes.set_title(name, loc="center", pad=RAISED)
 
 
 def _spread(queries: list[str], count: int) -> list[str]:

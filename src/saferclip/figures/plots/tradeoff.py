@@ -25,8 +25,7 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     for method, look in style.looks(results.methods, settings.palette).items():
         if method not in found.models:
             continue
-        low, high = found.band(method, budgets)
-        axes.fill_between(budgets, low, high, color=look.colour, alpha=0.2, linewidth=0)
+        style.band(axes, budgets, *found.band(method, budgets), look.colour)
         loss, safety = found.at_scales(method)
         axes.plot(loss, safety, color=look.colour, marker=look.marker, markersize=2.5, markeredgewidth=0)
         itself = found.points.scales.index(1)

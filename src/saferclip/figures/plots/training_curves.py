@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from saferclip import io
+from saferclip import io, statistics
 from saferclip.config import FigureSettings
 from saferclip.figures import names, paper, style
 from saferclip.figures.results import Results
@@ -19,21 +19,28 @@ WINDOW = 0.03  # of a run's steps, over which the loss is averaged
 
 
 def draw(results: Results, settings: FigureSettings) -> Figure:
-    """Thick lines are means over seeds, thin ones are seeds."""
+    """Thick lines are means over seeds with bands about other seeds, thin ones are seeds."""
     looks = style.looks(results.methods, settings.palette)
     trained = [method for method in results.methods if _folder(results, method, results.runs[method][0]).is_dir()]
     figure = style.new(style.DOUBLE, 2.3)
     loss, *validation = figure.subplots(1, 3)
     shown = (("safe retrieval", names.CEILING, "T→V"), ("redirection", names.REDIRECTION, "T*→V∪V*"))
+    drawn: list[tuple[Axes, list[pd.Series], style.Look]] = []
     for method in trained:
         look, title = looks[method], paper.method_title(method)
         runs = [_folder(results, method, seed) for seed in results.runs[method]]
         steps = [_read(folder / "steps.csv", "step", "loss") for folder in runs]
-        _lines(loss, [_smooth(frame) for frame in steps], look, title, every=0.15)
+        drawn.append((loss, [_smooth(frame) for frame in steps], look))
+        _lines(*drawn[-1], title, every=0.15)
         for axes, (_, metric, _) in zip(validation, shown, strict=True):
             if all(_measured(folder / "epochs.csv", metric) for folder in runs):
-                _lines(axes, [_read(folder / "epochs.csv", "epoch", metric) for folder in runs], look, title, every=1)
+                drawn.append((axes, [_read(folder / "epochs.csv", "epoch", metric) for folder in runs], look))
+                _lines(*drawn[-1], title, every=1)
     loss.set_yscale("log")
+    limits = loss.get_ylim()
+    for axes, curves, look in drawn:
+        _band(axes, curves, look)
+    loss.set_ylim(limits)  # a band of two seeds may end next to 0, which is far away on this scale
     loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     loss.yaxis.set_major_formatter("{x:g}")
     loss.yaxis.set_minor_locator(NullLocator())
@@ -93,3 +100,11 @@ def _lines(axes: Axes, runs: list[pd.Series], look: style.Look, label: str, ever
         markeredgewidth=0.5,
         label=label,
     )
+
+
+def _band(axes: Axes, runs: list[pd.Series], look: style.Look) -> None:
+    """The 95% interval of the mean over seeds, if they are several."""
+    if len(runs) > 1:
+        together = pd.concat(runs, axis=1, join="inner")
+        mean, reach = together.mean(axis=1), statistics.student_reach(together.to_numpy().T)
+        style.band(axes, mean.index, mean - reach, mean + reach, look.colour)
