@@ -399,4 +399,4 @@ def test_many_methods_still_fit(make_run: Callable[..., Any], draw: Callable[...
             assert box.x0 >= 0
             assert box.x1 <= drawn.bbox.width
     boxes = [patch for patch in draw("main_comparison", other).axes[0].patches if isinstance(patch, Rectangle)]
-    assert len(boxes) == 4 * 2
+    assert len(boxes) == 3 * 2  # the methods of the paper
