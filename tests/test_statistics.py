@@ -96,6 +96,31 @@ def test_bootstrap_refuses_no_queries() -> None:
         statistics.bootstrap_means([], 10, seed=0)
 
 
+@pytest.mark.parametrize("common", [0.0, 0.7, 1.0])
+def test_the_mean_of_intervals_is_at_least_as_wide_as_that_of_the_mean(common: float) -> None:
+    """Seeds that agree on a part of each query, against a bootstrap of their average by a plain loop."""
+    random = np.random.default_rng(31)
+    shared, own = random.normal(3, 1, 300), random.normal(3, [[1], [2], [3]], (3, 300))
+    seeds = common * shared + (1 - common) * own
+    found = statistics.mean_of_intervals([statistics.bootstrap_interval(row, 2000, seed=32) for row in seeds])
+    draws = np.random.default_rng(33).integers(300, size=(2000, 300)).tolist()
+    average = seeds.mean(axis=0).tolist()
+    direct = np.percentile([sum(average[place] for place in row) / 300 for row in draws], [2.5, 97.5])
+    assert found.value == pytest.approx(np.mean(average))
+    ratio = (found.high - found.low) / (direct[1] - direct[0])
+    expected = seeds.std(axis=1).mean() / seeds.mean(axis=0).std()  # in standard errors it is exact
+    assert expected >= 1 - 1e-9
+    assert ratio == pytest.approx(expected, rel=0.06)  # ends of 2,000 resamples vary by 2% of the width
+    assert ratio > 1 or common == 1  # seeds that are the same have their own interval
+
+
+def test_the_mean_of_intervals_has_the_mean_ends() -> None:
+    found = statistics.mean_of_intervals([statistics.Interval(1, 0, 4), statistics.Interval(3, 1, 5)])
+    assert found == (2, 0.5, 4.5)
+    with pytest.raises(ValueError, match="one at least"):
+        statistics.mean_of_intervals([])
+
+
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=60), st.integers(-4, 4))
 def test_p_is_twice_the_smaller_tail_with_one_added(means: list[int], threshold: int) -> None:
     below = sum(value <= threshold for value in means)

@@ -80,6 +80,19 @@ def bootstrap_interval(values: ArrayLike, resamples: int, seed: int, groups: Arr
     return percentile_interval(mean, bootstrap_means(data, resamples, seed, groups))
 
 
+def mean_of_intervals(intervals: Sequence[Interval]) -> Interval:
+    """An interval of the mean of several values from their own: the means of values, of lower and of upper ends.
+
+    For seeds whose outcomes per query are not kept, so that their average cannot be resampled.  The standard error of
+    an average is at most the average of the standard errors, however much the values have in common (Minkowski's
+    inequality), and so this interval is at least as wide as that of the average, as far as both are normal.  Like
+    them it is about other queries, not about other seeds.  Raises ValueError where there are none.
+    """
+    if not intervals:
+        raise ValueError("a mean of intervals needs one at least")
+    return Interval(*(float(mean) for mean in np.mean(intervals, axis=0)))
+
+
 def p_value(means: ArrayLike, threshold: float = 0.0) -> float:
     """Two-sided p of bootstrap means (resamples,): might the true value lie on the other side of ``threshold``?
 

@@ -56,11 +56,26 @@ def test_a_single_seed_has_no_sd_and_keeps_its_recorded_interval(run: Any, resul
     assert results.estimate("clip", "test", REDIRECTION) == expected
 
 
-def test_several_seeds_without_outcomes_have_no_interval(run: Any, results: Results) -> None:
+def test_several_seeds_without_outcomes_have_the_mean_of_their_intervals(run: Any, results: Results) -> None:
     found = results.estimate("safer-clip", "drift", "alignment")
     values = [run.value("safer-clip", seed, "drift", "alignment") for seed in (0, 1, 2)]
     assert (found.mean, found.sd) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    recorded = [run.record("safer-clip", seed, "drift")["metrics"]["alignment"] for seed in (0, 1, 2)]
+    ends = [sum(metric[end] for metric in recorded) / 3 for end in ("low", "high")]
+    assert (found.low, found.high) == pytest.approx(tuple(ends))
+
+
+def test_an_interval_that_a_seed_lacks_is_not_made_of_the_others(make_run: Callable[..., Any]) -> None:
+    other = make_run(benchmarks=("test", "drift"))
+    path = other.folder / "evaluation/safer-clip/seed-1/drift.json"
+    record = json.loads(path.read_text())
+    del record["metrics"]["alignment"]["high"]
+    io.write_json(path, record)
+    results = Results(other.folder, other.settings)
+    found = results.estimate("safer-clip", "drift", "alignment")
+    assert found.sd is not None
     assert (found.low, found.high) == (None, None)
+    assert results.estimate("safe-clip", "drift", "alignment").low is not None
 
 
 def test_zero_shot_means_are_over_classes_then_sets(run: Any, results: Results) -> None:

@@ -179,9 +179,11 @@ def test_drift_has_every_measure_with_three_decimals(run: Any, written: Any) -> 
     for row, method in zip(rows, TITLES, strict=True):
         for metric in metrics:
             assert_estimate(run, row, metric, (method, "drift", metric), unit="")
+            assert bool(row.get(f"{metric} low")) == (not metric.startswith("uniformity"))
     shown = built(run, "drift")
-    assert shown.words()[0][1] == "1.000"
+    assert shown.words()[0][1] == "1.000 [−0.500, 2.250]"
     assert "n = 120" in shown.text
+    assert "the ends of intervals of cosines and alignment are the means of the seeds' own" in shown.text
 
 
 def test_safeground_has_scores_and_preferences_of_both_benchmarks(run: Any, written: Any) -> None:
@@ -190,8 +192,10 @@ def test_safeground_has_scores_and_preferences_of_both_benchmarks(run: Any, writ
     for row, (benchmark, method) in zip(rows, [(b, m) for b in ("test", "nsfw_caps") for m in TITLES], strict=True):
         for name in ("text", "image", "safe_query", "unsafe_query", "group"):
             assert_estimate(run, row, f"safeground/{name}", (method, benchmark, f"safeground/{name}"))
+            assert row[f"safeground/{name} low [%]"]
         for name in ("safe_text", "unsafe_text", "safe_image", "unsafe_image"):
             assert_estimate(run, row, f"preference/{name}", (method, benchmark, f"preference/{name}"))
+            assert row[f"preference/{name} high [%]"]
 
 
 def test_calibration_compares_the_base_model_with_the_targets(run: Any, written: Any) -> None:
@@ -301,6 +305,7 @@ def test_one_seed_and_an_ablation_are_shown_too(make_run: Callable[..., Any]) ->
     # The paper has no numbers for it.
     assert words(shown.rows[2][-1]) == "–"
     assert "Values: one seed [95% interval" in shown.text
+    assert "means of the seeds' own" not in built(other, "safeground").text
 
 
 def test_the_papers_numbers_are_those_of_the_paper() -> None:

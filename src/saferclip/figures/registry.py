@@ -230,7 +230,8 @@ TABLES: Mapping[str, Product] = {
         title="Drift of safe embeddings",
         caption="How far fine-tuning moved the embeddings of the safe inputs of {test}: cosine to CLIP's "
         "embeddings, alignment and uniformity.",
-        details="Means ± standard deviation over {seeds}; n = {n_test} quadruples.",
+        details="Means ± standard deviation over {seeds} with the seeds' mean 95% bootstrap intervals over {n_test} "
+        "quadruples.",
         function="saferclip.figures.tables.model:drift",
         inputs=(DRIFT,),
         needs=frozenset({"drift"}),
@@ -276,8 +277,8 @@ TABLES: Mapping[str, Product] = {
         title="SafeGround scores",
         caption="SafeGround scores, and the share of queries that are nearer to the safe partner than to the unsafe"
         " one.",
-        details="Means ± standard deviation over {seeds}; n = {n_test} ({test}) and {n_nsfw_caps} ({nsfw_caps}) "
-        "quadruples.",
+        details="Means ± standard deviation over {seeds} with the seeds' mean 95% bootstrap intervals over {n_test} "
+        "({test}) and {n_nsfw_caps} ({nsfw_caps}) quadruples.",
         function="saferclip.figures.tables.model:safeground",
         inputs=(TEST, NSFW_CAPS),
         needs=frozenset({"test"}),

@@ -28,8 +28,7 @@ RANK_COLUMNS = ("benchmark", "direction", "query_id", "rank", "top_id", "top_uns
 class Estimate:
     """A mean over seeds, its standard deviation over seeds, and a 95% interval over queries.
 
-    ``sd`` is None for a single seed; the interval is None for several seeds whose outcomes per query
-    are not kept.
+    ``sd`` is None for a single seed; the interval is None where a seed's record has none.
     """
 
     mean: float
@@ -163,8 +162,10 @@ class Results:
     def estimate(self, method: str, benchmark: str, metric: str) -> Estimate:
         """A metric's mean and spread over seeds, with an interval.
 
-        That of a single seed is the recorded one; over several seeds it comes from the ranks, and is
-        None where they hold no outcomes.  Raises DataError where ranks and records do not agree.
+        That of a single seed is the recorded one; over several seeds it comes from the ranks.  Where they hold no
+        outcomes, it is the mean of the seeds' recorded ones, which is at least as wide
+        (``statistics.mean_of_intervals``), or None if these are not all there.  Raises DataError where ranks and
+        records do not agree.
         """
         values = self.values(method, benchmark, metric)
         if len(values) == 1:
@@ -172,7 +173,7 @@ class Results:
             return Estimate(recorded.value, None, recorded.low, recorded.high)
         mean, sd = float(values.mean()), float(values.std(ddof=1))
         if not _has_outcomes(benchmark, metric):
-            return Estimate(mean, sd)
+            return Estimate(mean, sd, *self._mean_ends(method, benchmark, metric))
         contrast = self.contrast([Term(1, method, benchmark, metric)])
         if not np.allclose(contrast.per_seed, values, atol=1e-3):
             raise io.DataError(
@@ -180,6 +181,16 @@ class Results:
                 f"but {contrast.per_seed.round(3)} in the ranks; evaluate again"
             )
         return Estimate(mean, sd, contrast.interval.low, contrast.interval.high)
+
+    def _mean_ends(self, method: str, benchmark: str, metric: str) -> tuple[float | None, float | None]:
+        """Mean lower and mean upper end of the seeds' recorded intervals; None unless all have one."""
+        recorded = [self._metric(method, seed, benchmark, metric) for seed in self.runs[method]]
+        intervals = [
+            statistics.Interval(each.value, each.low, each.high)
+            for each in recorded
+            if each.low is not None and each.high is not None
+        ]
+        return statistics.mean_of_intervals(intervals)[1:] if len(intervals) == len(recorded) else (None, None)
 
     def contrast(self, terms: Sequence[Term], resamples: int | None = None, only: int | None = None) -> Contrast:
         """A weighted sum of metrics, with a bootstrap over queries that is paired across methods.
@@ -292,6 +303,15 @@ class Results:
         seeds = max(len(seeds) for seeds in self.runs.values())
         spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
         return f"Values: {spread} [95% interval, bootstrap over queries, {resamples:,} resamples]."
+
+    def mean_ends_note(self, measures: str) -> list[str]:
+        """What intervals over several seeds are of measures whose outcomes per query are not kept; none of one seed."""
+        if all(len(seeds) == 1 for seeds in self.runs.values()):
+            return []
+        return [
+            f"Over several seeds, the ends of intervals of {measures} are the means of the seeds' own: at least as "
+            "wide as the interval of the mean, as far as these are normal."
+        ]
 
     def _evaluation_setting(self, name: str) -> Any:
         benchmark = next(name for name in registry.BENCHMARKS if self.has(name))

@@ -36,7 +36,8 @@ def geometry(results: Results) -> tuple[list[Column], list[list[Cell]], list[str
         f"{results.queries('geometry', name):,} {found.inputs}" for name, found in measured.items() if "ratio" in name
     )
     notes = [DEFINITIONS, *([f"Over {inputs}."] if inputs else []), *_unused(results)]
-    return columns, rows, [*notes, results.interval_note()]
+    notes += [results.interval_note(), *results.mean_ends_note("spread ratio and neighbour overlap")]
+    return columns, rows, notes
 
 
 def correlation(results: Results) -> tuple[list[Column], list[list[Cell]], list[str]]:

@@ -59,9 +59,7 @@ def drift(results: Results) -> tuple[list[Column], list[list[Cell]], list[str]]:
         [
             paper.method_title(method),
             *(
-                _without_interval(results, method, "drift", metric)
-                if results.has_metric("drift", metric, method)
-                else None
+                results.estimate(method, "drift", metric) if results.has_metric("drift", metric, method) else None
                 for metric in recorded
             ),
         ]
@@ -70,7 +68,9 @@ def drift(results: Results) -> tuple[list[Column], list[list[Cell]], list[str]]:
     notes = [
         "Alignment: mean squared distance of matching caption and image (lower is closer). Uniformity: log mean "
         "Gaussian potential of pairs (lower is more spread; 0 is one point).",
-        f"n = {results.queries('drift', recorded[0]):,}; mean ± standard deviation over seeds.",
+        f"n = {results.queries('drift', recorded[0]):,}. {results.interval_note()}",
+        *results.mean_ends_note("cosines and alignment"),
+        "Uniformity has no interval: a resample's copies would be pairs at distance 0.",
     ]
     return columns, rows, notes
 
@@ -90,7 +90,7 @@ def safeground(results: Results) -> tuple[list[Column], list[list[Cell]], list[s
         [
             title,
             paper.method_title(method),
-            *(_without_interval(results, method, benchmark, metric) for metric in metrics),
+            *(results.estimate(method, benchmark, metric) for metric in metrics),
         ]
         for benchmark, title in results.retrieval_benchmarks().items()
         for method in results.methods
@@ -99,7 +99,9 @@ def safeground(results: Results) -> tuple[list[Column], list[list[Cell]], list[s
     notes = [
         "Text: the safe caption beats the unsafe one for both images; image: the safe image beats the unsafe one for "
         "both captions; safe query: the safe pair beats both mixed pairs; unsafe query: the unsafe pair loses to both; "
-        "group: both of these. Higher is better. Mean ± standard deviation over seeds."
+        "group: both of these. Higher is better.",
+        results.interval_note(),
+        *results.mean_ends_note("all measures"),
     ]
     return columns, rows, notes
 
@@ -169,9 +171,3 @@ def _accuracies(results: Results, metric: str) -> list[Cell]:
         results.queries("zero_shot", metric),
         *(results.estimate(method, "zero_shot", metric) for method in results.methods),
     ]
-
-
-def _without_interval(results: Results, method: str, benchmark: str, metric: str) -> Estimate:
-    """Mean and spread alone, for metrics whose interval only single seeds have."""
-    found = results.estimate(method, benchmark, metric)
-    return Estimate(found.mean, found.sd)
