@@ -136,8 +136,8 @@ FIGURES: Mapping[str, Product] = {
         " two principal components of CLIP's embeddings.",
         details="Shown are the first 300 complete quadruples at most; below each panel their mean cosine of unsafe "
         "inputs to targets, in all dimensions, with its 95% bootstrap interval over inputs. Lines join some unsafe "
-        "inputs to their targets, where CLIP puts the paired safe inputs: redirection should make them short, "
-        "preservation should keep safe inputs inside their circles.",
+        "inputs to their targets, where CLIP puts the paired safe inputs: redirection to pairs should make them short "
+        "(SaFeR-CLIP redirects to the nearest safe meaning), preservation should keep safe inputs in their circles.",
         function="saferclip.figures.plots.embedding_map:draw",
         inputs=("evaluation/{method}/seed-{first}/embeddings.safetensors", FIRST_TEST),
         needs=frozenset({"test"}),
