@@ -11,7 +11,7 @@ import torch
 
 from saferclip import heads, hyperbolic, io, metrics, models
 from saferclip.config import EvaluationSettings
-from saferclip.evaluation import drift, quadruples, retrieval
+from saferclip.evaluation import drift, geometry, quadruples, retrieval
 from saferclip.evaluation.encoder import Encoder, Encoders
 from saferclip.evaluation.evaluate import EMBEDDINGS, evaluate
 from saferclip.heads import ACROSS_ONLY, Head
@@ -42,6 +42,16 @@ def test_every_benchmark_says_what_it_has_and_what_it_has_not(
     drifted = io.read_evaluation(tmp_path / "hysac/drift.json")
     assert drifted.metrics == {} and set(drifted.left_out) == set(drift.METRICS)
     assert io.read_tensors(tmp_path / "hysac" / EMBEDDINGS) == {}
+
+
+def test_spread_and_neighbours_have_no_meaning_in_another_space(
+    model: Path, tiny_clip_folder: Path, settings: EvaluationSettings, files: dict[str, Path]
+) -> None:
+    measuring = settings.model_copy(update={"neighbours": 2})
+    there = geometry.evaluate(files["test"], Encoders.load(model, tiny_clip_folder, 7), measuring)
+    plain = geometry.evaluate(files["test"], Encoders.load(tiny_clip_folder, tiny_clip_folder, 7), measuring)
+    assert set(plain.metrics) == set(geometry.METRICS) == set(there.left_out)
+    assert there.metrics == {} and set(there.left_out.values()) == {ACROSS_ONLY}
 
 
 def test_queries_search_from_where_traversal_puts_them(

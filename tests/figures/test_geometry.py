@@ -145,6 +145,25 @@ def test_images_that_are_withheld_leave_a_column_less(make_run: Callable[..., An
     assert len(drawn.axes) == 4
 
 
+def test_a_method_without_geometry_is_no_point_and_counts_in_no_correlation(many: Any) -> None:
+    path = many.folder / "evaluation/method-5/seed-0/geometry.json"
+    io.write_json(path, {**io.read_json(path), "metrics": {}})
+    shown = table.build("geometry", many.settings, many.folder)
+    (row,) = (row for row in shown.rows if row[0] == "method-5")
+    assert list(row[1:5]) == [None] * 4 and all(cell is not None for cell in row[5:])
+    assert set(column(table.build("geometry_correlation", many.settings, many.folder), "methods")) == {5}
+    methods = [method for method in many.settings.runs if method not in ("clip", "method-5")]
+    (name, loss), found = next(iter(geometry.correlations(results_of(many)).items()))
+    measured = [many.value(method, 0, "geometry", name) for method in methods]
+    missing = [lost(many, method, loss.benchmark, loss.metric) for method in methods]
+    assert found is not None and found.value == pytest.approx(correlation.spearman(measured, missing))
+    with style.context():
+        drawn = figure.build("geometry", many.settings, many.folder)
+    for axes in drawn.axes:
+        assert len([found for found in axes.containers if isinstance(found, ErrorbarContainer)]) == 5
+        assert "5 methods" in axes.get_title(loc="left")
+
+
 def test_without_the_untuned_model_there_are_no_losses(make_run: Callable[..., Any]) -> None:
     run = make_run()
     alone = run.settings.model_copy(update={"runs": {"safe-clip": (0, 1)}})

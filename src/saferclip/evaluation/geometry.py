@@ -15,7 +15,11 @@ from saferclip.evaluation import handover, quadruples
 from saferclip.evaluation.encoder import Encoders
 from saferclip.evaluation.result import Result
 from saferclip.evaluation.result import mean as mean_of
+from saferclip.heads import ACROSS_ONLY
 
+METRICS = tuple(
+    f"{name}/{measure}" for name in ("text", "image") for measure in ("spread", "spread_ratio", "neighbour_overlap")
+)
 DRAWN_AT_ONCE = 4_000_000  # counts of resampled inputs; 32 MB
 
 
@@ -25,6 +29,8 @@ def evaluate(path: Path, encoders: Encoders, settings: EvaluationSettings) -> Re
     Each different input counts once, or copies would be each other's neighbours under every model.  What cannot
     differ is left out: the spread of one input, and neighbours that are all the others.
     """
+    if encoders.model.across_only:
+        return Result(left_out=dict.fromkeys(METRICS, ACROSS_ONLY))
     tuned = quadruples.embed(path, encoders.model, quadruples.SAFE)
     base = handover.base_embeddings(path, encoders)
     result = Result(counts=tuned.counts)

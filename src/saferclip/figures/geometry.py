@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -53,9 +52,16 @@ def diagnostics(results: Results) -> dict[str, Diagnostic]:
     return {name: found for name, found in DIAGNOSTICS.items() if results.has_metric("geometry", name)}
 
 
-def tuned(results: Results) -> list[str]:
-    """All methods but the one that the others are compared with."""
-    return [method for method in results.methods if method != UNTUNED]
+def tuned(results: Results, diagnostic: str | None = None) -> list[str]:
+    """All methods but the one that the others are compared with; only those that have a diagnostic, if one is given.
+
+    In another space than CLIP's, spread and neighbours within a modality have no meaning.
+    """
+    return [
+        method
+        for method in results.methods
+        if method != UNTUNED and (diagnostic is None or results.has_metric("geometry", diagnostic, method))
+    ]
 
 
 def losses(results: Results) -> list[Loss]:
@@ -82,15 +88,14 @@ def correlations(results: Results) -> dict[tuple[str, Loss], Correlation | None]
 
     Seeds of one method are no observations of their own: they differ by chance alone, methods by what is asked.
     """
-    methods = tuned(results)
-    measured = partial(_means, results, methods)
-    lost = {loss: [loss.of(results, method).mean for method in methods] for loss in losses(results)}
-    return {
-        (name, loss): correlation.correlate(measured(name), values, results.resamples, results.seed)
-        for loss, values in lost.items()
-        for name in diagnostics(results)
-    }
-
-
-def _means(results: Results, methods: list[str], name: str) -> list[float]:
-    return [float(np.mean(results.values(method, "geometry", name))) for method in methods]
+    found = {}
+    for loss in losses(results):
+        lost = {method: loss.of(results, method).mean for method in tuned(results)}
+        for name in diagnostics(results):
+            measured = {
+                method: float(np.mean(results.values(method, "geometry", name))) for method in tuned(results, name)
+            }
+            found[name, loss] = correlation.correlate(
+                list(measured.values()), [lost[method] for method in measured], results.resamples, results.seed
+            )
+    return found

@@ -30,7 +30,7 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
         }
         for axes, name in zip(panels, diagnostics, strict=True):
             _panel(axes, results, settings, name, lost)
-            axes.set_title(_said(found[name, loss], len(geometry.tuned(results))), weight="normal", size=6)
+            axes.set_title(_said(found[name, loss], len(geometry.tuned(results, name))), weight="normal", size=6)
         panels[0].set_ylabel(_label(loss))
     for axes, diagnostic in zip(grid[-1], diagnostics.values(), strict=True):
         axes.set_xlabel(f"{names.capitalised(diagnostic.measure)},\nsafe {diagnostic.inputs}")
@@ -49,7 +49,7 @@ def _panel(
                 1, 0, look.marker, color=look.colour, markersize=4, markeredgecolor="white", label=label, zorder=3
             )
             continue
-        for seed in results.runs[method]:
+        for seed in results.runs[method] if results.has_metric("geometry", name, method) else ():
             recorded = results.record(method, seed, "geometry").metrics[name]
             measured = Estimate(recorded.value, None, recorded.low, recorded.high)
             axes.errorbar(

@@ -27,7 +27,10 @@ def geometry(results: Results) -> tuple[list[Column], list[list[Cell]], list[str
     rows: list[list[Cell]] = [
         [
             paper.method_title(method),
-            *(results.estimate(method, "geometry", name) for name in measured),
+            *(
+                results.estimate(method, "geometry", name) if results.has_metric("geometry", name, method) else None
+                for name in measured
+            ),
             *(loss.of(results, method) if method != shared.UNTUNED else None for loss in losses),
         ]
         for method in results.methods
@@ -52,7 +55,7 @@ def correlation(results: Results) -> tuple[list[Column], list[list[Cell]], list[
         Column("p_corrected", "p, corrected", digits=3),
         Column("methods", "Methods"),
     ]
-    count = len(shared.tuned(results))
+    counts = {name: len(shared.tuned(results, name)) for name in shared.diagnostics(results)}
     corrected = iter(statistics.holm([each.p for each in found.values() if each]))
     rows: list[list[Cell]] = []
     for (name, loss), each in found.items():
@@ -60,11 +63,11 @@ def correlation(results: Results) -> tuple[list[Column], list[list[Cell]], list[
         measured: list[Cell] = (
             [Estimate(each.value, None, each.low, each.high), each.p, next(corrected)] if each else [None, None, None]
         )
-        rows.append([loss.title, diagnostic.inputs, diagnostic.measure, *measured, count])
+        rows.append([loss.title, diagnostic.inputs, diagnostic.measure, *measured, counts[name]])
     notes = [
         "A negative ρ: the more is contracted or torn apart, the more is lost. p: share of all orders of the methods "
         "with as strong a correlation, two-sided; corrected for the number of rows as by Holm.",
-        *_too_few(count),
+        *_too_few(min(counts.values(), default=0)),
         *_unused(results),
     ]
     return columns, rows, notes
