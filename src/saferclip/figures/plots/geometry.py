@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,6 +14,8 @@ from saferclip.correlation import Correlation
 from saferclip.figures import geometry, names, paper, style
 from saferclip.figures.geometry import Loss
 from saferclip.figures.results import Estimate, Results
+
+LABEL = 22  # letters in a line beside a panel
 
 
 def draw(results: Results, settings: FigureSettings) -> Figure:
@@ -78,4 +82,6 @@ def _said(found: Correlation | None, methods: int) -> str:
 
 
 def _label(loss: Loss) -> str:
-    return f"Lost: {escaping.drawn(loss.title)}\n(points)"
+    title = loss.title[:1].lower() + loss.title[1:]
+    lines = textwrap.wrap(f"Lost: {title} (points)", LABEL)
+    return "\n".join(escaping.drawn(line) for line in lines)
