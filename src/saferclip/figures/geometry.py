@@ -10,6 +10,7 @@ import numpy as np
 
 from saferclip import correlation
 from saferclip.correlation import Correlation
+from saferclip.figures import differences
 from saferclip.figures.results import MEAN_ACCURACY, Estimate, Results, Term
 
 UNTUNED = "clip"
@@ -42,9 +43,7 @@ class Loss:
     def of(self, results: Results, method: str, seed: int | None = None) -> Estimate:
         """Points that a method lost, over all seeds or with one, with their interval over images."""
         kept = Term(-1, method, self.benchmark, self.metric)
-        found = results.contrast([Term(1, UNTUNED, self.benchmark, self.metric), kept], only=seed)
-        sd = float(found.per_seed.std(ddof=1)) if len(found.per_seed) > 1 else None
-        return Estimate(found.interval.value, sd, found.interval.low, found.interval.high)
+        return differences.estimate(results.contrast([Term(1, UNTUNED, self.benchmark, self.metric), kept], only=seed))
 
 
 def diagnostics(results: Results) -> dict[str, Diagnostic]:

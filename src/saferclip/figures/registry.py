@@ -6,7 +6,7 @@ Imports nothing heavy, so that the workflow can read it for every rule.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ TEXT_TO_IMAGE = "text_to_image/{method}/seed-{first}/{guidance}.json"
 IMAGE_TO_TEXT = "image_to_text/{method}/seed-{first}/record.json"
 CURVES = "tradeoff/{curve}/seed-{seed}/outcomes.parquet"
 ZERO_SHOT_SETS = ("test_sets/zero_shot.json", "test_sets/zero_shot.parquet")
+MAIN = (TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS)
 PROBE_SETS = ("test_sets/probes.json",)
 COLLAPSE = (GEOMETRY, PROBES, ZERO_SHOT, RANKS, *PROBE_SETS, *ZERO_SHOT_SETS)
 
@@ -59,6 +60,17 @@ class Product:
     embedded: bool = False  # says something of the embedded world alone
 
 
+DIFFERENCES = Product(
+    title="Against a reference",
+    caption="What other methods and variants gain and lose against {reference}, in redirection, safe first hits, "
+    "safe retrieval and zero-shot accuracy.",
+    details="Means over {seeds} with 95% bootstrap intervals over queries and images, paired with those of "
+    "{reference}.",
+    function="saferclip.figures.plots.differences:draw",
+    inputs=MAIN,
+    needs=frozenset({"differences", "test"}),
+)
+
 FIGURES: Mapping[str, Product] = {
     "main_comparison": Product(
         title="Redirection and utility",
@@ -68,7 +80,7 @@ FIGURES: Mapping[str, Product] = {
         "({test}) and {n_nsfw_caps} ({nsfw_caps}) queries. The dashed line is safe retrieval (T→V) of CLIP "
         "(band: its interval), which perfect redirection would reach at best.",
         function="saferclip.figures.plots.main_comparison:draw",
-        inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
+        inputs=MAIN,
         needs=frozenset({"test"}),
     ),
     "safety_utility": Product(
@@ -78,7 +90,7 @@ FIGURES: Mapping[str, Product] = {
         details="Large points are means over {seeds} with 95% bootstrap intervals over queries and images, small "
         "points single seeds.",
         function="saferclip.figures.plots.safety_utility:draw",
-        inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
+        inputs=MAIN,
         needs=frozenset({"test", "zero_shot"}),
     ),
     "tradeoff": Product(
@@ -164,16 +176,7 @@ FIGURES: Mapping[str, Product] = {
         inputs=ROBUSTNESS,
         needs=frozenset({"robustness"}),
     ),
-    "differences": Product(
-        title="Against a reference",
-        caption="What other methods and variants gain and lose against {reference}, in redirection, safe first hits, "
-        "safe retrieval and zero-shot accuracy.",
-        details="Means over {seeds} with 95% bootstrap intervals over queries and images, paired with those of "
-        "{reference}.",
-        function="saferclip.figures.plots.differences:draw",
-        inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
-        needs=frozenset({"differences", "test"}),
-    ),
+    "differences": DIFFERENCES,
 }
 
 TABLES: Mapping[str, Product] = {
@@ -183,7 +186,7 @@ TABLES: Mapping[str, Product] = {
         details="Means ± standard deviation over {seeds} with 95% bootstrap intervals over {n_test} ({test}) and "
         "{n_nsfw_caps} ({nsfw_caps}) queries. The paper's columns are for ViT-L/14 on other data.",
         function="saferclip.figures.tables.comparison:main",
-        inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
+        inputs=MAIN,
         needs=frozenset({"test"}),
     ),
     "claims": Product(
@@ -302,16 +305,7 @@ TABLES: Mapping[str, Product] = {
         inputs=ROBUSTNESS,
         needs=frozenset({"robustness"}),
     ),
-    "differences": Product(
-        title="Against a reference",
-        caption="What other methods and variants gain and lose against {reference}, in redirection, safe first hits, "
-        "safe retrieval and zero-shot accuracy.",
-        details="Means over {seeds} with 95% bootstrap intervals over queries and images, paired with those of "
-        "{reference}.",
-        function="saferclip.figures.tables.differences:differences",
-        inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
-        needs=frozenset({"differences", "test"}),
-    ),
+    "differences": replace(DIFFERENCES, function="saferclip.figures.tables.differences:differences"),
     "scope": Product(
         title="What this run can and cannot tell",
         caption="How small a difference between the paper's methods this run would find, what it measured, and what no "
@@ -319,7 +313,7 @@ TABLES: Mapping[str, Product] = {
         details="Means ± standard deviation over {seeds} with 95% bootstrap intervals over queries, paired across "
         "methods.",
         function="saferclip.figures.tables.scope:scope",
-        inputs=(TEST, NSFW_CAPS, ZERO_SHOT, RANKS, *ZERO_SHOT_SETS),
+        inputs=MAIN,
         needs=frozenset({"test", "several methods"}),
         embedded=True,
     ),
