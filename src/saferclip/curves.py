@@ -22,7 +22,7 @@ OUTCOMES = "outcomes.parquet"
 NO_GROUP = -1
 NO_OUTCOME: dict[str, Any] = {"benchmark": "", "direction": "", "query_id": "", "group": NO_GROUP}
 ZERO_SHOT = "zero_shot"
-_CELLS = 1000  # of the range of budgets, in whose middles the envelope is read for the area
+_CELLS = 200  # of the range of budgets, in whose middles the envelope is read for the area
 
 
 def column(scale: float, what: str) -> str:

@@ -44,7 +44,7 @@ class Curves:
                     sweeps.append(curves.Sweep.read(base, path))
         if not sweeps:
             raise io.DataError(f"{folder}: holds no curve of a tuned method; run the step tradeoff")
-        points = curves.points(sweeps, results.resamples, results.seed)
+        points = curves.points(sweeps, results.settings.resamples, results.seed)
         return cls(
             points, models, {name: curves.summarise(points, at, budgets) for name, at in models.items()}, budgets
         )
