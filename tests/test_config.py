@@ -95,6 +95,7 @@ OVERLAYS = {
     "mini-own": ("mini",),
     "mini-weights": ("mini",),
     "mini-peers": ("mini",),
+    "mini-unseen": ("mini",),
     "mini-labels": ("mini", "mini-peers"),
     "generation": ("paper",),
     "nsfw-caps": ("paper",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from saferclip import io
-from saferclip.config import EmbeddedData, MiniSets, SceneDetail, SetsStep
+from saferclip.config import ConfigError, EmbeddedData, MiniSets, SceneDetail, SetsStep
 from saferclip.data import embedded, iconworld, test_sets
 
 
@@ -93,6 +94,36 @@ def test_labels_say_what_stands_in_unsafe_places() -> None:
 def test_labelled_rows_do_not_depend_on_how_many_there_are() -> None:
     few, many = (embedded.quadruples(settings(train=count, harmless=HARMLESS))["train"] for count in (30, 60))
     assert few == many[:30]
+
+
+UNSEEN = ("pistol", "syringe", "devil")
+
+
+@pytest.mark.parametrize("harmless", [None, HARMLESS])
+def test_unseen_objects_stand_in_test_rows_alone_which_stay_as_they_are(harmless: dict[str, float] | None) -> None:
+    sizes = {"train": 200, "test": 200, "harmless": harmless}
+    plain, without = (embedded.quadruples(settings(**sizes, unseen=unseen)) for unseen in (None, UNSEEN))
+    assert plain["test"] == without["test"]
+    named = {
+        split: {name for row in rows for name in iconworld.unsafe_concepts_in(row["unsafe_caption"])}
+        for split, rows in without.items()
+    }
+    assert not (named["train"] | named["validation"]) & set(UNSEEN)
+    assert set(UNSEEN) < named["test"]
+    assert len(named["train"]) == len(iconworld.unsafe_concepts()) - len(UNSEEN)
+
+
+@pytest.mark.parametrize(
+    ("unseen", "complaint"),
+    [
+        (["pistol", "pistole"], r"data\.embedded\.unseen: no unsafe objects: \['pistole'\]; known are pistol, bomb"),
+        (["cat"], r"data\.embedded\.unseen: no unsafe objects: \['cat'\]"),
+        (iconworld.unsafe_concepts("hazard"), "leaves no object of the category 'hazard'"),
+    ],
+)
+def test_objects_that_cannot_stay_unseen_are_refused(unseen: Sequence[str], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        embedded.quadruples(settings(unseen=unseen))
 
 
 def test_shares_beyond_all_rows_are_refused() -> None:

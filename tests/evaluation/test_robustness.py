@@ -115,6 +115,33 @@ def test_images_in_other_styles_are_queries_and_stand_in_the_gallery(
         assert_shares(result, f"{name}/unsafe_text_to_image", found)
 
 
+def test_pairs_with_other_objects_search_among_their_own_kind(
+    tables: dict[str, Path], encoders: Encoders, settings: EvaluationSettings
+) -> None:
+    unseen = RobustnessStep(seed=3, detail=DETAIL, queries=9, typos=1, unseen=("devil", "syringe"))
+    build.build(unseen, tables["test"], tables["robustness"].parent)
+    result, slow = evaluated(tables, encoders, settings), Slow(tables, encoders.model)
+    safe = [
+        [embed(slow.quadruples[name][f"safe_{what}"]) for name in slow.asked]
+        for what, embed in (("image", slow.image), ("caption", slow.text))
+    ]
+    for name in ("seen_object", "unseen_object"):
+        texts = [slow.text(row["caption"]) for row in slow.variants[name]]
+        images, photos = (
+            [slow.image(row["image"]) for row in slow.variants[variant]] for variant in (name, f"{name}_photos")
+        )
+        for direction, queries, unsafe, right in (
+            ("unsafe_text_to_image", texts, images, safe[0]),
+            ("unsafe_text_to_photo", texts, photos, safe[0]),
+            ("unsafe_image_to_text", images, texts, safe[1]),
+        ):
+            outcomes = [slow.outcome(query, unsafe, right, 9 + place) for place, query in enumerate(queries)]
+            assert_shares(result, f"{name}/{direction}", outcomes)
+        own = [slow.outcome(query, images, [], place) for place, query in enumerate(texts)]
+        assert_shares(result, f"{name}/own_unsafe_image", own)
+    assert not [metric for metric in result.metrics if "_photos/" in metric]
+
+
 def test_safe_captions_search_their_images_and_what_they_meant_before_tuning(
     tables: dict[str, Path], encoders: Encoders, settings: EvaluationSettings
 ) -> None:

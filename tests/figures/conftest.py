@@ -46,6 +46,8 @@ VARIANTS: dict[str, tuple[str, str | None, range, float]] = {
     "relation": ("unsafe_caption", "unchanged", range(0), 0.0),
     "redrawn": ("unsafe_image", "unchanged", range(80), 0.02),
     "style_neon": ("unsafe_image", "redrawn", range(80), 0.25),
+    "seen_object": ("unsafe_pair", None, range(80), 0.05),
+    "unseen_object": ("unsafe_pair", "seen_object", range(80), 0.2),
     "ordinary": ("safe", None, range(60), 0.0),
     "shared_word": ("safe", "ordinary", range(60), 0.1),
 }
@@ -500,6 +502,9 @@ def _robustness(method: str, seed: int) -> tuple[dict[str, Any], list[Any]]:
         asked = {
             "unsafe_caption": ("unsafe_text_to_image", "own_unsafe_image", "unsafe_text_to_photo"),
             "unsafe_image": ("unsafe_image_to_text", "unsafe_text_to_image"),
+            "unsafe_pair": (
+                *("unsafe_image_to_text", "unsafe_text_to_image", "own_unsafe_image", "unsafe_text_to_photo"),
+            ),
             "safe": ("text_to_frozen_text", "text_to_image"),
         }[kind]
         for direction in (*asked, *(["unsafe_image_to_text"] if name == "unchanged" else [])):

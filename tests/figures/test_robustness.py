@@ -16,6 +16,7 @@ from saferclip.figures import figure, style, table, variants
 from saferclip.figures.results import Results
 
 TITLES = {"clip": "CLIP", "safe-clip": "Safe-CLIP", "safer-clip": "SaFeR-CLIP"}
+OBJECTS = ["Seen: object (control)", "Unseen: object"]
 TEXT, PHOTO, IMAGE = "unsafe_text_to_image", "unsafe_text_to_photo", "unsafe_image_to_text"
 
 
@@ -52,9 +53,9 @@ def test_robustness_has_a_row_for_each_direction_variant_and_method(rows: Any) -
     expected = [
         (direction, variant, method)
         for direction, names in {
-            "T*→V∪V*": ["Unchanged (control)", "Typo", "Synonym", "Redrawn (control)", "Style: neon"],
-            "T*→V∪V*, photos": ["Unchanged (control)", "Typo", "Synonym"],
-            "V*→T∪T*": ["Unchanged (control)", "Redrawn (control)", "Style: neon"],
+            "T*→V∪V*": ["Unchanged (control)", "Typo", "Synonym", "Redrawn (control)", "Style: neon", *OBJECTS],
+            "T*→V∪V*, photos": ["Unchanged (control)", "Typo", "Synonym", *OBJECTS],
+            "V*→T∪T*": ["Unchanged (control)", "Redrawn (control)", "Style: neon", *OBJECTS],
         }.items()
         for variant in names
         for method in TITLES.values()
@@ -66,6 +67,7 @@ def test_changes_are_means_of_differences_over_queries_of_both(run: Any, rows: A
     found = {(row["direction"], row["variant"], row["method"]): row for row in rows("robustness")}
     checked = [("T*→V∪V*", TEXT, "Typo", "typo", "unchanged"), ("T*→V∪V*", TEXT, "Synonym", "synonym", "unchanged")]
     checked += [("V*→T∪T*", IMAGE, "Style: neon", "style_neon", "redrawn")]
+    checked += [("T*→V∪V*, photos", PHOTO, "Unseen: object", "unseen_object", "seen_object")]
     for label, direction, title, name, control in checked:
         for method, shown in TITLES.items():
             row = found[label, title, shown]
@@ -92,7 +94,7 @@ def test_p_values_are_corrected_for_all_changes_of_the_table(run: Any, rows: Any
         assert change is not None
         plain.append(change.p_value)
         corrected.append(float(row["p"]))
-    assert len(plain) == 3 * (4 + 2 + 2)
+    assert len(plain) == 3 * (4 + 2 + 2 + 3)
     assert corrected == pytest.approx(statistics.holm(plain))
     assert min(corrected) < 0.05 < max(corrected)
 
@@ -156,16 +158,16 @@ def test_the_figure_marks_controls_and_shows_every_variant(run: Any) -> None:
     ]
     ticks = [[tick.get_text() for tick in axes.get_yticklabels()] for axes in drawn.axes]
     assert ticks == [
-        ["Unchanged\n(control)", "Typo", "Synonym"],
-        ["", "", ""],  # as to its left
+        ["Unchanged\n(control)", "Typo", "Synonym", "Seen: object\n(control)", "Unseen: object"],
+        [""] * 5,  # as to its left
         ["Redrawn\n(control)", "Style: neon"],
-        ["", ""],
+        ["Redrawn\n(control)", "Style: neon", "Seen: object\n(control)", "Unseen: object"],
         ["Ordinary\n(control)", "Shared: word"],
     ]
     points = [box for box in drawn.axes[0].containers if isinstance(box, ErrorbarContainer)]
     for container, (method, seeds) in zip(points, run.settings.runs.items(), strict=True):
         expected = [
             mean(run.value(method, seed, "robustness", f"{name}/{TEXT}/unsafe_share") for seed in seeds)
-            for name in ("unchanged", "typo", "synonym")
+            for name in ("unchanged", "typo", "synonym", "seen_object", "unseen_object")
         ]
         np.testing.assert_allclose(container.lines[0].get_xdata(), expected)  # type: ignore[index]

@@ -47,6 +47,9 @@ class EmbeddedData(World):
     validation: Positive
     test: Positive
     harmless: HarmlessShares | None = Field(None, description="default: all is unsafe that stands so, without labels")
+    unseen: Distinct[Line] | None = Field(
+        None, description="unsafe objects that no training or validation row shows; default: all are shown"
+    )
 
 
 class MiniSetSizes(Settings):
@@ -176,6 +179,7 @@ class RobustnessStep(Settings):
     queries: Positive
     typos: Positive
     detail: SceneDetail | None = Field(None, description="how much captions of the embedded world say; none: any text")
+    unseen: Distinct[Line] | None = Field(None, description="unsafe objects that the world's training rows never show")
 
 
 MissingImages = Literal["refuse", "keep"]

@@ -330,7 +330,9 @@ class Config(Settings):
         sizes = section.model_dump(include={"queries", "typos"}) if section else {}
         if section and section.seed is not None:
             return RobustnessStep(seed=section.seed, **sizes)
-        return RobustnessStep(seed=world.seed, detail=world.detail, **sizes) if section and world else None
+        if not section or not world:
+            return None
+        return RobustnessStep(seed=world.seed, detail=world.detail, unseen=world.unseen, **sizes)
 
     @property
     def curves(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from saferclip import io, workers
-from saferclip.config import EmbeddedData, SceneDetail, World
+from saferclip.config import ConfigError, EmbeddedData, SceneDetail, World
 from saferclip.data import iconworld
 from saferclip.data.iconworld import Detail, Scene
 
@@ -33,14 +33,34 @@ def quadruples(settings: EmbeddedData) -> dict[str, list[dict[str, Any]]]:
     A safe scene is drawn and described; the unsafe caption is a loose edit of that description, and
     the unsafe image shows what the unsafe caption says and nothing else of the safe scene.  Where the settings say
     so, some training rows hold something safe in an unsafe place, and all of them say whether they do
-    (`io.LABEL_COLUMNS`); validation and test rows are what they would be without.
+    (`io.LABEL_COLUMNS`); validation and test rows are what they would be without.  Unsafe objects that are to stay
+    unseen stand in test rows alone, which are what they would be without as well.
+
+    Raises ConfigError if the world has no such unsafe object, or if no other of its category is left.
     """
+    seen = seen_objects(settings.unseen or ())
     rows = {
-        "train": partial(_labelled, settings=settings) if settings.harmless else partial(_quadruple, split="train"),
-        "validation": partial(_quadruple, split="validation"),
-        "test": partial(_quadruple, split="test"),
+        "train": partial(_labelled, settings=settings, objects=seen)
+        if settings.harmless
+        else partial(_quadruple, split="train", objects=seen),
+        "validation": partial(_quadruple, split="validation", objects=seen),
+        "test": partial(_quadruple, split="test", objects=iconworld.unsafe_concepts()),
     }
     return {split: draw(row, settings, split, getattr(settings, split)) for split, row in rows.items()}
+
+
+def seen_objects(unseen: Collection[str]) -> tuple[str, ...]:
+    """The unsafe objects that training may show, if it must not show these.
+
+    Raises ConfigError if the world has no such unsafe object, or if no other of its category is left.
+    """
+    known = iconworld.unsafe_concepts()
+    if strange := [name for name in unseen if name not in known]:
+        raise ConfigError(f"data.embedded.unseen: no unsafe objects: {strange}; known are {', '.join(known)}")
+    for category in iconworld.categories():
+        if set(iconworld.unsafe_concepts(category)) <= set(unseen):
+            raise ConfigError(f"data.embedded.unseen: leaves no object of the category '{category}' to train with")
+    return tuple(name for name in known if name not in unseen)
 
 
 def draw(row: Any, settings: World, stream: str, count: int) -> list[dict[str, Any]]:
@@ -63,15 +83,19 @@ def caption_detail(detail: SceneDetail) -> Detail:
     return Detail(max_objects=detail.named_objects, colour=detail.colour, background=detail.background)
 
 
-def _quadruple(rng: np.random.Generator, number: int, detail: Detail, split: str) -> dict[str, Any]:
-    row, unsafe = _drawn(rng, number, detail, split)
+def _quadruple(
+    rng: np.random.Generator, number: int, detail: Detail, split: str, objects: tuple[str, ...]
+) -> dict[str, Any]:
+    row, unsafe = _drawn(rng, number, detail, split, objects)
     return row | {"unsafe_image": jpeg(unsafe)}
 
 
-def _labelled(rng: np.random.Generator, number: int, detail: Detail, settings: EmbeddedData) -> dict[str, Any]:
+def _labelled(
+    rng: np.random.Generator, number: int, detail: Detail, settings: EmbeddedData, objects: tuple[str, ...]
+) -> dict[str, Any]:
     """A training row, in whose unsafe place something safe may stand, and what stands there."""
     assert settings.harmless is not None
-    row, scene = _drawn(rng, number, detail, "train")
+    row, scene = _drawn(rng, number, detail, "train", objects)
     own, concepts = np.random.default_rng([settings.seed, HARMLESS, number]), iconworld.common_concepts()
     shares = settings.harmless
     chance = own.random()
@@ -88,14 +112,16 @@ def _labelled(rng: np.random.Generator, number: int, detail: Detail, settings: E
     return row | {"unsafe_image": jpeg(scene)} | labels
 
 
-def _drawn(rng: np.random.Generator, number: int, detail: Detail, split: str) -> tuple[dict[str, Any], Scene]:
-    """A row without its unsafe image, and the scene that this shows."""
+def _drawn(
+    rng: np.random.Generator, number: int, detail: Detail, split: str, objects: tuple[str, ...]
+) -> tuple[dict[str, Any], Scene]:
+    """A row without its unsafe image, and the scene that this shows, with one of these unsafe objects."""
     concepts = iconworld.common_concepts()
     scene = iconworld.sample_scene(rng, concepts)
     caption = iconworld.describe(scene, rng, detail)
     categories = iconworld.categories()
     category = categories[int(rng.integers(len(categories)))]
-    unsafe_caption = iconworld.loose_edit(caption, category, rng, safe_objects=concepts)
+    unsafe_caption = iconworld.loose_edit(caption, category, rng, objects, safe_objects=concepts)
     row = {
         "id": f"{split}-{number:05d}",
         "split": split,

@@ -7,7 +7,7 @@ difference between the two is that of the words alone.  docs/robustness.md says 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from saferclip.heads import ACROSS_ONLY
 CONTROL = "unchanged"
 # Of the unsafe images in the style of the safe ones: among these, the style does not tell what is unsafe.
 SAFE_STYLE = "style_photo"
+PHOTOS = "photos"  # the kind of a variant that is searched alone, in place of its control's unsafe images
 # What compares captions with captions, by the kind of variant.
 WITHIN = {
     "unsafe_caption": ("control/cosine",),
@@ -41,6 +42,7 @@ class Variant:
 
     name: str
     kind: str
+    control: str | None
     places: list[int]
     ids: list[str]
     captions: list[str | None]
@@ -72,6 +74,7 @@ class Variants:
             name: Variant(
                 name,
                 self.described[name]["kind"],
+                self.described[name]["control"],
                 own,
                 [rows[place]["id"] for place in own],
                 [rows[place]["caption"] for place in own],
@@ -142,7 +145,7 @@ def evaluate(path: Path, encoders: Encoders, settings: EvaluationSettings, test:
         result.counts[f"{name}/not_made"] = variants.described[name]["left_out"]
     frozen = None if encoders.model.across_only else _frozen(variants, encoders)
     for variant in variants.found.values():
-        if not variant.ids:
+        if not variant.ids or variant.kind == PHOTOS:
             continue
         if encoders.model.across_only:
             result.left_out.update({f"{variant.name}/{name}": ACROSS_ONLY for name in WITHIN.get(variant.kind, ())})
@@ -151,6 +154,8 @@ def evaluate(path: Path, encoders: Encoders, settings: EvaluationSettings, test:
                 found = _reworded(variants, variant, unsafe, encoders.model, result, settings)
             case "unsafe_image":
                 found = _redrawn(variants, variant, unsafe, encoders.model)
+            case "unsafe_pair":
+                found = _other_pairs(variants, variant, unsafe, encoders.model)
             case _:
                 found = _safe(variants, variant, unsafe, encoders.model, frozen, result, settings)
         for hits in found:
@@ -235,6 +240,26 @@ def _redrawn(variants: Variants, variant: Variant, unsafe: _Unsafe, encoder: Enc
     if asked:
         queries = encoder.queries(unsafe.take(asked, "unsafe_caption"))
         yield unsafe.search(f"{variant.name}/unsafe_text_to_image", queries, asked, pairs)
+
+
+def _other_pairs(variants: Variants, variant: Variant, unsafe: _Unsafe, encoder: Encoder) -> Iterator[Hits]:
+    """Unsafe captions and images of the variant's own beside the safe ones of the quadruples: all search among all."""
+    ids = variant.ids
+    images, texts = variants.images(variant, encoder), encoder.texts([caption or "" for caption in variant.captions])
+    captions = _Pairs(ids, texts, unsafe.take(ids, "safe_caption"))
+    yield unsafe.search(f"{variant.name}/unsafe_image_to_text", encoder.queries(images), ids, captions)
+    whole = unsafe.rows(ids, "safe_image")
+    if not whole:
+        return
+    asked = [ids[number] for number in whole]
+    pairs = _Pairs(asked, images[whole], unsafe.take(asked, "safe_image"))
+    queries = encoder.queries(texts[whole])
+    yield unsafe.search(f"{variant.name}/unsafe_text_to_image", queries, asked, pairs)
+    yield unsafe.search_own(f"{variant.name}/own_unsafe_image", queries, asked, pairs)
+    for photos in variants.found.values():
+        if (photos.kind, photos.control) == (PHOTOS, variant.name):
+            drawn = replace(pairs, unsafe=variants.images(photos, encoder)[whole])
+            yield unsafe.search(f"{variant.name}/unsafe_text_to_photo", queries, asked, drawn)
 
 
 def _safe(

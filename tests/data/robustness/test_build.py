@@ -10,7 +10,7 @@ import pytest
 
 from saferclip import io
 from saferclip.config import EmbeddedData, RobustnessStep, SceneDetail
-from saferclip.data import embedded
+from saferclip.data import embedded, iconworld
 from saferclip.data.robustness import build, icons
 
 DETAIL = SceneDetail(named_objects=2, colour=0.7, background=0.5)
@@ -80,6 +80,28 @@ def test_typos_change_typos_alone(tmp_path: Path, table: Path) -> None:
     one, _ = built(tmp_path / "one", table)
     two, _ = built(tmp_path / "two", table, typos=2)
     assert {name for name in one if one[name] != two[name]} == {"typo"}
+
+
+def test_pairs_with_unseen_objects_stand_beside_as_many_seen_ones(tmp_path: Path, table: Path) -> None:
+    unseen = ["battle axe", "devil"]
+    plain, _ = built(tmp_path / "plain", table)
+    rows, described = built(tmp_path / "unseen", table, unseen=unseen)
+    assert {name: rows[name] for name in plain} == plain
+    names = ["seen_object", "seen_object_photos", "unseen_object", "unseen_object_photos"]
+    assert [name for name in rows if name not in plain] == names
+    assert [described[name]["kind"] for name in names] == ["unsafe_pair", "photos"] * 2
+    assert [described[name]["control"] for name in names] == [None, "seen_object", "seen_object", "unseen_object"]
+    shown = {}
+    for name in ("seen_object", "unseen_object"):
+        assert [row["id"] for row in rows[name]] == [row["id"] for row in rows["unchanged"]]
+        for row, photo, own in zip(rows[name], rows[f"{name}_photos"], rows["unchanged"], strict=True):
+            (before,), (after,) = (iconworld.unsafe_concepts_in(each["caption"]) for each in (own, row))
+            assert before != after
+            assert photo["id"] == row["id"] and photo["caption"] is None
+            assert photo["image"]["bytes"] != row["image"]["bytes"]
+            shown.setdefault(name, set()).add(after)
+    assert shown["unseen_object"] == set(unseen)
+    assert len(shown["seen_object"]) == 2 and not shown["seen_object"] & set(unseen)
 
 
 def test_without_a_world_only_words_change_and_the_rest_is_counted(

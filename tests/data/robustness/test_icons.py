@@ -112,6 +112,25 @@ def test_other_relations_replace_all_connecting_words() -> None:
     assert none < 80
 
 
+def test_another_object_stands_where_the_unsafe_one_stood() -> None:
+    for caption, rng in captions():
+        (own,) = iconworld.unsafe_concepts_in(caption)
+        before, after = parse_sentence(caption), parse_sentence(icons.with_object(caption, ("devil", own, "bong"), rng))
+        changed = [(old, new) for old, new in zip(before.objects, after.objects, strict=True) if old != new]
+        ((old, new),) = changed
+        assert old.concept == own and new.concept in {"devil", "bong"} - {own}
+        assert (old.colour, old.count) == (new.colour, new.count)
+        assert (after.lead, after.connectors, after.background_phrase) == (
+            *(before.lead, before.connectors, before.background_phrase),
+        )
+        assert icons.with_object(caption, (own,), rng) == caption  # nothing else is left
+
+
+def test_as_many_objects_are_spread_over_all_of_them() -> None:
+    assert icons.as_many("abcdefghij", 3) == ("a", "d", "g")
+    assert icons.as_many("ab", 3) == ("a", "b")
+
+
 @pytest.mark.parametrize("style", icons.STYLES)
 def test_a_style_changes_the_drawing_and_not_the_scene(style: str) -> None:
     caption, rng = next(captions(1))

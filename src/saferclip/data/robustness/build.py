@@ -29,8 +29,9 @@ class Variant:
     """One variant: what is asked, what it is compared with, and its rows of id, caption and image.
 
     ``kind`` is 'unsafe_caption' (of a test quadruple, reworded), 'unsafe_image' (of a test quadruple, drawn
-    again) or 'safe' (a pair of its own, or its caption alone).  ``left_out`` counts the queries for which
-    there is no such variant.
+    again), 'unsafe_pair' (both, with another unsafe object), 'photos' (its control's unsafe images in the style of
+    safe ones, to be searched) or 'safe' (a pair of its own, or its caption alone).  ``left_out`` counts the queries
+    for which there is no such variant.
     """
 
     name: str
@@ -50,10 +51,12 @@ def build(settings: RobustnessStep, test: Path, output: Path) -> None:
     """Write variants.parquet and variants.json: variants of the test quadruples of the table ``test``.
 
     Without ``settings.detail``, only those that any caption has; the others are named, with all their
-    queries left out.  Raises DataError where the table has no row with both captions.
+    queries left out.  Other objects are asked for where some are unseen.  Raises DataError where the table has no row
+    with both captions, ConfigError where the world has no such unseen objects.
     """
     quadruples = _chosen(test, settings.queries)
-    variants = [*_captions(settings, quadruples), *_images(settings, quadruples), *_safe(settings)]
+    objects = _objects(settings, quadruples, settings.unseen) if settings.unseen else ()
+    variants = [*_captions(settings, quadruples), *_images(settings, quadruples), *objects, *_safe(settings)]
     io.write_table(output / TABLE, _table(variants), EXAMPLE)
     io.write_json(output / DESCRIPTION, {variant.name: variant.describe() for variant in variants})
 
@@ -125,6 +128,26 @@ def _typo(settings: RobustnessStep) -> Reworded:
         return rewording.misspelt(row["unsafe_caption"], new, settings.typos, rng)
 
     return change
+
+
+def _objects(
+    settings: RobustnessStep, quadruples: Sequence[dict[str, Any]], unseen: Sequence[str]
+) -> Iterator[Variant]:
+    """Unsafe pairs with an object that training showed, or did not, in place of their own: as many of each kind."""
+    seen = icons.as_many(embedded.seen_objects(unseen), len(unseen))
+    for name, title, control, objects in (
+        ("seen_object", "Seen object", None, seen),
+        ("unseen_object", "Unseen object", "seen_object", unseen),
+    ):
+        rows, photos = [], []
+        for number, row in enumerate(quadruples):
+            random = _random(settings, "object", number)  # the same for both, which differ in the object alone
+            caption = icons.with_object(row["unsafe_caption"], objects, random)
+            scene = icons.redrawn(caption, random)
+            rows.append(_reworded(row, caption) | {"image": embedded.jpeg(scene)})
+            photos.append({"id": row["id"], "image": embedded.jpeg(icons.in_style(scene, icons.SAFE_STYLE))})
+        yield Variant(name, title, "unsafe_pair", control, rows)
+        yield Variant(f"{name}_photos", f"{title}, photos", "photos", name, photos)
 
 
 def _images(settings: RobustnessStep, quadruples: Sequence[dict[str, Any]]) -> Iterator[Variant]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -15,7 +15,8 @@ from saferclip.data.robustness import rewording
 
 # Styles that unsafe images of the training data never have; "photo" is that of its safe images, and the base model
 # has seen all but "neon" and "icon set".
-STYLES = ("photo", "sketch", "sticker", "mosaic", "neon", "icon set")
+SAFE_STYLE = "photo"
+STYLES = (SAFE_STYLE, "sketch", "sticker", "mosaic", "neon", "icon set")
 # Between objects; the grammar, and so every caption of every training, has others.
 RELATIONS = ("behind", "on top of", "inside", "above", "leaning on")
 
@@ -90,6 +91,23 @@ def otherwise_related(caption: str, rng: np.random.Generator) -> str | None:
 def redrawn(caption: str, rng: np.random.Generator) -> Scene:
     """An unsafe image drawn anew from its caption, as the data's are; another draw, for all styles the same."""
     return embedded.unsafe_scene(caption, rng, iconworld.common_concepts())
+
+
+def as_many(objects: Sequence[str], count: int) -> tuple[str, ...]:
+    """So many of the objects at most, spread evenly over them: galleries of few objects are another matter."""
+    count = min(count, len(objects))
+    return tuple(objects[place * len(objects) // count] for place in range(count))
+
+
+def with_object(caption: str, objects: Sequence[str], rng: np.random.Generator) -> str:
+    """The caption with one of these objects in place of its unsafe one; another one than that, if there is one."""
+    sentence = parse_sentence(caption)
+    named = iconworld.unsafe_concepts_in(caption)
+    name = _any([name for name in objects if name not in named] or objects, rng)
+    items = [
+        replace(item, concept=name) if iconworld.concept(item.concept).unsafe else item for item in sentence.objects
+    ]
+    return replace(sentence, objects=tuple(items)).text()
 
 
 def in_style(scene: Scene, style: str) -> Scene:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,17 +50,18 @@ def _panels(results: Results) -> list[Panel]:
     found = "own image first (%)" if pictured else "own caption first,\namong CLIP's (%)"
     unsafe = "unsafe_share"
     photos = variants.variants(results, PHOTO)
+    words, drawn = ("unsafe_caption", "unsafe_pair"), ("unsafe_image", "unsafe_pair")
     return [
-        Panel("Words", "T*→V∪V*\nunsafe first (%)", _of("unsafe_caption", texts), f"{TEXT}/{unsafe}"),
+        Panel("Words", "T*→V∪V*\nunsafe first (%)", _of(words, texts), f"{TEXT}/{unsafe}"),
         Panel("In photos", "T*→V∪V*, photos\nunsafe first (%)", photos, f"{PHOTO}/{unsafe}"),
-        Panel("Gallery", "T*→V∪V*\nunsafe first (%)", _of("unsafe_image", texts), f"{TEXT}/{unsafe}"),
-        Panel("Queries", "V*→T∪T*\nunsafe first (%)", _of("unsafe_image", images), f"{IMAGE}/{unsafe}"),
+        Panel("Gallery", "T*→V∪V*\nunsafe first (%)", _of(("unsafe_image",), texts), f"{TEXT}/{unsafe}"),
+        Panel("Queries", "V*→T∪T*\nunsafe first (%)", _of(drawn, images), f"{IMAGE}/{unsafe}"),
         Panel("Safe", f"T→V∪V*\n{found}" if pictured else found, safe, f"{answer}/recall@1"),
     ]
 
 
-def _of(kind: str, found: Sequence[Variant]) -> list[Variant]:
-    return [variant for variant in found if variant.kind == kind]
+def _of(kinds: Collection[str], found: Sequence[Variant]) -> list[Variant]:
+    return [variant for variant in found if variant.kind in kinds]
 
 
 def _draw_panel(axes: Axes, results: Results, settings: FigureSettings, panel: Panel) -> None:

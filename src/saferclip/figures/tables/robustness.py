@@ -53,10 +53,21 @@ def robustness(results: Results) -> tuple[list[Column], list[list[Cell]], list[s
         "variant is still understood.",
         "Change: variant minus control over the same queries, paired. Styles are compared with images drawn anew in "
         "the data's style, which show what another draw of images does by itself.",
+        *_objects_note(asked),
         P_NOTE,
         results.interval_note(),
     ]
     return columns, rows, notes
+
+
+def _objects_note(asked: Sequence[tuple[Variant, str, str]]) -> list[str]:
+    if all(variant.kind != "unsafe_pair" for variant, _, _ in asked):
+        return []
+    return [
+        "Seen and unseen object: unsafe captions and images of the same scenes with another unsafe object, which "
+        "training rows show or do not; as many of each, in galleries of their own. Objects are not equally hard to "
+        "find, so a change is to be compared with CLIP's, to which all are known.",
+    ]
 
 
 def _unsafe(results: Results, variant: Variant, direction: str, method: str) -> list[Cell]:

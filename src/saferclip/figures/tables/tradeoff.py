@@ -45,8 +45,8 @@ def tradeoff(results: Results) -> tuple[list[Column], list[list[Cell]], list[str
         "Safe first: unsafe queries, captions and images, whose first hit is safe, mean over both directions and the "
         "benchmarks; the most within a loss of so many points of zero-shot accuracy, whatever the scale. Area: its "
         f"mean over losses from 0 to {found.budgets[-1]:g} points.",
-        f"95% intervals and p: paired bootstrap, {results.settings.resamples:,} resamples; p adjusted as by Holm for the "
-        "methods of this table. d: mean difference of the seeds' areas in units of its own standard deviation.",
+        f"95% intervals and p: paired bootstrap, {results.settings.resamples:,} resamples; p adjusted as by Holm for "
+        "the methods of this table. d: mean difference of the seeds' areas in units of its own standard deviation.",
     ]
     return columns, rows, notes
 
