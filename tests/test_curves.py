@@ -44,6 +44,27 @@ def test_envelope_by_hand() -> None:
     assert curves.envelope(np.array([0.0, 0.0, -1.0, -1.0]), np.array([1.0, 7.0, 5.0, 5.0]), np.array([0.0])) == [7]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_scale_within_a_budget_is_the_first_that_is_as_high_as_the_envelope(seed: int) -> None:
+    loss, height = random_curve(seed)
+    scales = np.linspace(0, 1.5, len(loss))
+    fine = np.linspace(0, 1.5, 200_001)
+    for budget in (1.0, 5.0, 20.0):
+        found = curves.scale_within(tuple(scales), loss, height, budget)
+        allowed = fine[np.interp(fine, scales, loss) <= budget + 1e-9]
+        best = allowed[np.argmax(np.interp(allowed, scales, height))]
+        assert found == pytest.approx(best, abs=2e-5)
+        reached = curves.envelope(loss, height, np.array([budget]))[0]
+        assert np.interp(found, scales, height) == pytest.approx(reached)
+
+
+def test_scales_by_hand() -> None:
+    loss, height = np.array([0.0, 4.0, 8.0]), np.array([10.0, 50.0, 50.0])
+    assert [curves.scale_within((0, 1, 2), loss, height, budget) for budget in (0, 1, 4, 20)] == [0, 0.25, 1, 1]
+    with pytest.raises(ValueError, match="loses more than 1 everywhere"):
+        curves.scale_within((1, 2), loss[1:], height[1:], 1)
+
+
 def test_envelopes_of_many_curves_are_those_of_each() -> None:
     drawn = [random_curve(seed) for seed in range(6)]
     loss, height = (np.array(part).reshape(2, 3, -1) for part in zip(*drawn, strict=True))

@@ -22,7 +22,7 @@ OUTCOMES = "outcomes.parquet"
 NO_GROUP = -1
 NO_OUTCOME: dict[str, Any] = {"benchmark": "", "direction": "", "query_id": "", "group": NO_GROUP}
 ZERO_SHOT = "zero_shot"
-_CELLS = 200  # of the range of budgets, in whose middles the envelope is read for the area
+_CELLS = 400  # of the range of budgets, in whose middles the envelope is read for the area
 
 
 def column(scale: float, what: str) -> str:
@@ -167,6 +167,22 @@ def envelope(loss: Array, height: Array, budgets: Array) -> Array:
         reached = np.maximum(low_height, low_height + share * (high_height - low_height))
         np.maximum(best, np.where(budgets >= low, reached, -np.inf), out=best)
     return best
+
+
+def scale_within(scales: Sequence[float], loss: Array, height: Array, budget: float) -> float:
+    """The smallest scale at which one curve is highest at a loss of at most a budget: two (scales,) to a scale.
+
+    On straight lines it lies at a scale that was measured, or where a line crosses the budget.  Raises ValueError where
+    the curve never loses so little.
+    """
+    knots = np.asarray(scales, dtype=np.float64)
+    crossed = np.flatnonzero((loss[:-1] - budget) * (loss[1:] - budget) < 0)
+    shares = (budget - loss[crossed]) / (loss[crossed + 1] - loss[crossed])
+    crossings = knots[crossed] + shares * np.diff(knots)[crossed]
+    possible = np.sort(np.concatenate([knots[loss <= budget], crossings]))
+    if not len(possible):
+        raise ValueError(f"the curve loses more than {budget:g} everywhere")
+    return float(possible[np.argmax(np.interp(possible, knots, height))])
 
 
 def area(loss: Array, height: Array, largest: float) -> Array:

@@ -87,6 +87,11 @@ def test_the_table_compares_with_safer_clip(run: Any, found: Curves) -> None:
     assert row["area"].mean == pytest.approx(other.area[0])
     assert row["safety@5"].mean == pytest.approx(other.safety[0, 1])
     assert row["difference"].mean == pytest.approx(other.area[0] - reference.area[0])
+    scales = [
+        curves.scale_within(SCALES, np.array(one["accuracy"][0]) - one["accuracy"], np.array(one["safety"]), 5)
+        for one in (shares(run, "safe-clip", seed) for seed in run.settings.runs["safe-clip"])
+    ]
+    assert row["scale@5"] == pytest.approx(np.mean(scales))
     # One test only, so that Holm's adjustment changes nothing.
     assert row["p"] == pytest.approx(statistics.p_value((other.area - reference.area)[1:]))
     assert row["effect"] == pytest.approx(statistics.effect_size(other.areas - reference.areas))
@@ -97,7 +102,7 @@ def test_the_table_compares_with_safer_clip(run: Any, found: Curves) -> None:
 def test_without_safer_clip_nothing_is_compared(run: Any) -> None:
     runs = {name: seeds for name, seeds in run.settings.runs.items() if name != "safer-clip"}
     made = table.build("tradeoff", run.settings.model_copy(update={"runs": runs}), run.folder)
-    assert [column.key for column in made.columns][-1] == "safety@20"
+    assert [column.key for column in made.columns][-1] == "scale@20"
     assert len(made.rows) == 1
 
 

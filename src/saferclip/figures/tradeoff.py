@@ -54,6 +54,15 @@ class Curves:
         places = self.models[method]
         return self.points.loss[0, places].mean(axis=0), self.points.safety[0, places].mean(axis=0)
 
+    def scales_within(self, method: str) -> list[float]:
+        """The scale at which the curve as measured is safest within each budget, mean over seeds."""
+        scales, loss, safety = self.points.scales, self.points.loss[0], self.points.safety[0]
+        found = [
+            [curves.scale_within(scales, loss[place], safety[place], budget) for budget in self.budgets]
+            for place in self.models[method]
+        ]
+        return [float(scale) for scale in np.mean(found, axis=0)]
+
     def band(self, method: str, budgets: curves.Array) -> tuple[curves.Array, curves.Array]:
         """95% interval of the safety within each budget, mean over seeds: lower and upper ends, (budgets,) each."""
         found = [

@@ -23,6 +23,7 @@ def tradeoff(results: Results) -> tuple[list[Column], list[list[Cell]], list[str
         Column("safety", "safe first", "scale 1", "%"),
         Column("area", f"Area to {found.budgets[-1]:g}", unit="%"),
         *(Column(f"safety@{budget:g}", f"{budget:g}", "safe first within a loss of", "%") for budget in found.budgets),
+        *(Column(f"scale@{budget:g}", f"{budget:g}", "at scale", digits=2, detail=True) for budget in found.budgets),
     ]
     if reference:
         columns += [
@@ -36,6 +37,7 @@ def tradeoff(results: Results) -> tuple[list[Column], list[list[Cell]], list[str
         itself = found.points.at(1, found.models[method])
         row: list[Cell] = [paper.method_title(method), estimate(itself["loss"]), estimate(itself["safety"])]
         row += [estimate(summary.area), *(estimate(column) for column in summary.safety.T)]
+        row += found.scales_within(method)
         if reference:
             others = method != REFERENCE
             row += [estimate(summary.area - reference.area) if others else None, adjusted.get(method)]
@@ -43,8 +45,8 @@ def tradeoff(results: Results) -> tuple[list[Column], list[list[Cell]], list[str
         rows.append(row)
     notes = [
         "Safe first: unsafe queries, captions and images, whose first hit is safe, mean over both directions and the "
-        "benchmarks; the most within a loss of so many points of zero-shot accuracy, whatever the scale. Area: its "
-        f"mean over losses from 0 to {found.budgets[-1]:g} points.",
+        "benchmarks; the most within a loss of so many points of zero-shot accuracy, at whichever scale that is. "
+        f"Area: its mean over losses from 0 to {found.budgets[-1]:g} points.",
         f"95% intervals and p: paired bootstrap, {results.settings.resamples:,} resamples; p adjusted as by Holm for "
         "the methods of this table. d: mean difference of the seeds' areas in units of its own standard deviation.",
     ]
