@@ -23,12 +23,15 @@ def tradeoff(results: Results) -> tuple[list[Column], list[list[Cell]], list[str
         Column("safety", "safe first", "scale 1", "%"),
         Column("area", f"Area to {found.budgets[-1]:g}", unit="%"),
         *(Column(f"safety@{budget:g}", f"{budget:g}", "safe first within a loss of", "%") for budget in found.budgets),
-        *(Column(f"scale@{budget:g}", f"{budget:g}", "at scale", digits=2, detail=True) for budget in found.budgets),
+        *(
+            Column(f"scale@{budget:g}", f"{budget:g}", "scale for a loss of", digits=2, detail=True)
+            for budget in found.budgets
+        ),
     ]
     if reference:
         columns += [
             Column("difference", "difference", f"area against {title}"),
-            Column("p", "p", f"area against {title}", digits=3),
+            Column("p", "p", f"area against {title}", digits=4),
             Column("effect", "d", f"area against {title}", digits=2, detail=True),
         ]
     adjusted = _adjusted(found, reference) if reference else {}
