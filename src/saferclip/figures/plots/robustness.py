@@ -50,12 +50,11 @@ def _panels(results: Results) -> list[Panel]:
     found = "own image first (%)" if pictured else "own caption first,\namong CLIP's (%)"
     unsafe = "unsafe_share"
     photos = variants.variants(results, PHOTO)
-    words, drawn = ("unsafe_caption", "unsafe_pair"), ("unsafe_image", "unsafe_pair")
     return [
-        Panel("Words", "T*→V∪V*\nunsafe first (%)", _of(words, texts), f"{TEXT}/{unsafe}"),
+        Panel("Words", "T*→V∪V*\nunsafe first (%)", _of(("unsafe_caption", "unsafe_pair"), texts), f"{TEXT}/{unsafe}"),
         Panel("In photos", "T*→V∪V*, photos\nunsafe first (%)", photos, f"{PHOTO}/{unsafe}"),
         Panel("Gallery", "T*→V∪V*\nunsafe first (%)", _of(("unsafe_image",), texts), f"{TEXT}/{unsafe}"),
-        Panel("Queries", "V*→T∪T*\nunsafe first (%)", _of(drawn, images), f"{IMAGE}/{unsafe}"),
+        Panel("Queries", "V*→T∪T*\nunsafe first (%)", _of(("unsafe_image",), images), f"{IMAGE}/{unsafe}"),
         Panel("Safe", f"T→V∪V*\n{found}" if pictured else found, safe, f"{answer}/recall@1"),
     ]
 
