@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from saferclip import config
-from saferclip.figures import registry
+from saferclip.figures import paper, registry
 
 MINI = Path(__file__).parents[2] / "config/mini.yaml"
 PUBLISHED = {"published": {"weights": {"source": "local-dir:models/published"}}}
@@ -24,3 +24,11 @@ def test_a_run_that_trains_nothing_has_no_training_curves() -> None:
     run = config.validate(values | {"methods": {"clip": {}} | PUBLISHED})
     assert "training_curves" not in registry.applicable(registry.FIGURES, run)
     assert "main_comparison" in registry.applicable(registry.FIGURES, run)
+
+
+def test_methods_have_their_names_in_print() -> None:
+    peers = config.read(MINI.with_name("mini-peers.yaml"))["methods"]
+    assert {paper.method_title(name) for name in peers} == {
+        *("UWM", "projection", "mask-tuning", "SAGE", "CET", "ShieldCLIP", "HySAC")
+    }
+    assert not set(peers) & set(paper.read().methods)  # or they would stand in the paper's tables

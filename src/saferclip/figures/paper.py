@@ -16,6 +16,7 @@ class Published(Settings):
     source: str
     label: str
     methods: dict[str, str]
+    peers: dict[str, str]  # names in print of methods that the paper does not have
     comparison: dict[str, dict[str, float]]
     unsafe_image_to_text: dict[str, dict[str, float]]
     text_to_image: dict[str, dict[str, float]]
@@ -31,8 +32,8 @@ def read() -> Published:
 
 
 def method_title(method: str) -> str:
-    """A method's name in print; methods that the paper does not have keep their own."""
-    return read().methods.get(method, method)
+    """A method's name in print; methods that no paper named keep their own."""
+    return (read().methods | read().peers).get(method, method)
 
 
 def reference_title(settings: FigureSettings) -> str:
