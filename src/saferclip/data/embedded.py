@@ -39,10 +39,9 @@ def quadruples(settings: EmbeddedData) -> dict[str, list[dict[str, Any]]]:
     Raises ConfigError if the world has no such unsafe object, or if no other of its category is left.
     """
     seen = seen_objects(settings.unseen or ())
+    train = partial(_labelled, settings=settings) if settings.harmless else partial(_quadruple, split="train")
     rows = {
-        "train": partial(_labelled, settings=settings, objects=seen)
-        if settings.harmless
-        else partial(_quadruple, split="train", objects=seen),
+        "train": partial(train, objects=seen),
         "validation": partial(_quadruple, split="validation", objects=seen),
         "test": partial(_quadruple, split="test", objects=iconworld.unsafe_concepts()),
     }
