@@ -152,10 +152,8 @@ def evaluate(path: Path, encoders: Encoders, settings: EvaluationSettings, test:
         match variant.kind:
             case "unsafe_caption":
                 found = _reworded(variants, variant, unsafe, encoders.model, result, settings)
-            case "unsafe_image":
+            case "unsafe_image" | "unsafe_pair":
                 found = _redrawn(variants, variant, unsafe, encoders.model)
-            case "unsafe_pair":
-                found = _other_pairs(variants, variant, unsafe, encoders.model)
             case _:
                 found = _safe(variants, variant, unsafe, encoders.model, frozen, result, settings)
         for hits in found:
@@ -229,32 +227,24 @@ def _photos(variants: Variants, pairs: _Pairs, encoder: Encoder) -> _Pairs | Non
 
 
 def _redrawn(variants: Variants, variant: Variant, unsafe: _Unsafe, encoder: Encoder) -> Iterator[Hits]:
-    """Other unsafe images of the quadruples: as queries, and in the gallery of the unchanged captions."""
-    ids = variant.ids
+    """Other unsafe images of the quadruples: as queries, and in the gallery of their captions.
+
+    These are the unchanged ones, or the variant's own, whose own image and photos are then searched as well.
+    """
+    ids, own = variant.ids, variant.kind == "unsafe_pair"
     images = variants.images(variant, encoder)
-    captions = _Pairs(ids, unsafe.take(ids, "unsafe_caption"), unsafe.take(ids, "safe_caption"))
-    yield unsafe.search(f"{variant.name}/unsafe_image_to_text", encoder.queries(images), ids, captions)
-    whole = unsafe.rows(ids, "safe_image")
-    asked = [ids[number] for number in whole]
-    pairs = _Pairs(asked, images[whole], unsafe.take(asked, "safe_image"))
-    if asked:
-        queries = encoder.queries(unsafe.take(asked, "unsafe_caption"))
-        yield unsafe.search(f"{variant.name}/unsafe_text_to_image", queries, asked, pairs)
-
-
-def _other_pairs(variants: Variants, variant: Variant, unsafe: _Unsafe, encoder: Encoder) -> Iterator[Hits]:
-    """Unsafe captions and images of the variant's own beside the safe ones of the quadruples: all search among all."""
-    ids = variant.ids
-    images, texts = variants.images(variant, encoder), encoder.texts([caption or "" for caption in variant.captions])
+    texts = encoder.texts([text or "" for text in variant.captions]) if own else unsafe.take(ids, "unsafe_caption")
     captions = _Pairs(ids, texts, unsafe.take(ids, "safe_caption"))
     yield unsafe.search(f"{variant.name}/unsafe_image_to_text", encoder.queries(images), ids, captions)
     whole = unsafe.rows(ids, "safe_image")
-    if not whole:
-        return
     asked = [ids[number] for number in whole]
     pairs = _Pairs(asked, images[whole], unsafe.take(asked, "safe_image"))
+    if not asked:
+        return
     queries = encoder.queries(texts[whole])
     yield unsafe.search(f"{variant.name}/unsafe_text_to_image", queries, asked, pairs)
+    if not own:
+        return
     yield unsafe.search_own(f"{variant.name}/own_unsafe_image", queries, asked, pairs)
     for photos in variants.found.values():
         if (photos.kind, photos.control) == (PHOTOS, variant.name):

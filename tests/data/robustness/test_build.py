@@ -82,6 +82,11 @@ def test_typos_change_typos_alone(tmp_path: Path, table: Path) -> None:
     assert {name for name in one if one[name] != two[name]} == {"typo"}
 
 
+def test_some_items_are_spread_over_all_of_them() -> None:
+    assert build.spread("abcdefghij", 3) == ["a", "d", "g"]
+    assert build.spread("ab", 3) == ["a", "b"]
+
+
 def test_pairs_with_unseen_objects_stand_beside_as_many_seen_ones(tmp_path: Path, table: Path) -> None:
     unseen = ["battle axe", "devil"]
     plain, _ = built(tmp_path / "plain", table)

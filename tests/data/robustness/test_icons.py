@@ -126,11 +126,6 @@ def test_another_object_stands_where_the_unsafe_one_stood() -> None:
         assert icons.with_object(caption, (own,), rng) == caption  # nothing else is left
 
 
-def test_as_many_objects_are_spread_over_all_of_them() -> None:
-    assert icons.as_many("abcdefghij", 3) == ("a", "d", "g")
-    assert icons.as_many("ab", 3) == ("a", "b")
-
-
 @pytest.mark.parametrize("style", icons.STYLES)
 def test_a_style_changes_the_drawing_and_not_the_scene(style: str) -> None:
     caption, rng = next(captions(1))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ STREAM = 9  # of the world's seed; embedded.STREAMS has others
 # What a row of the table holds.
 EXAMPLE: Mapping[str, Any] = {"variant": "", "id": "", "caption": "", "image": b""}
 
+Item = TypeVar("Item")
 Reworded = Callable[[dict[str, Any], np.random.Generator], str | None]
 
 
@@ -67,8 +68,13 @@ def _chosen(test: Path, wanted: int) -> list[dict[str, Any]]:
     complete = [row for row in table if row["safe_caption"] is not None and row["unsafe_caption"] is not None]
     if not complete:
         raise io.DataError(f"{test}: no row has a safe and an unsafe caption; nothing can be varied")
-    count = min(wanted, len(complete))
-    return [complete[place * len(complete) // count] for place in range(count)]
+    return spread(complete, wanted)
+
+
+def spread(items: Sequence[Item], wanted: int) -> list[Item]:
+    """So many of the items, or all if there are fewer, spread evenly over them."""
+    count = min(wanted, len(items))
+    return [items[place * len(items) // count] for place in range(count)]
 
 
 def _table(variants: Iterable[Variant]) -> Iterator[dict[str, Any]]:
@@ -134,7 +140,7 @@ def _objects(
     settings: RobustnessStep, quadruples: Sequence[dict[str, Any]], unseen: Sequence[str]
 ) -> Iterator[Variant]:
     """Unsafe pairs with an object that training showed, or did not, in place of their own: as many of each kind."""
-    seen = icons.as_many(embedded.seen_objects(unseen), len(unseen))
+    seen = spread(embedded.seen_objects(unseen), len(unseen))
     for name, title, control, objects in (
         ("seen_object", "Seen object", None, seen),
         ("unseen_object", "Unseen object", "seen_object", unseen),

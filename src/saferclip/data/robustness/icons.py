@@ -93,21 +93,11 @@ def redrawn(caption: str, rng: np.random.Generator) -> Scene:
     return embedded.unsafe_scene(caption, rng, iconworld.common_concepts())
 
 
-def as_many(objects: Sequence[str], count: int) -> tuple[str, ...]:
-    """So many of the objects at most, spread evenly over them: galleries of few objects are another matter."""
-    count = min(count, len(objects))
-    return tuple(objects[place * len(objects) // count] for place in range(count))
-
-
 def with_object(caption: str, objects: Sequence[str], rng: np.random.Generator) -> str:
     """The caption with one of these objects in place of its unsafe one; another one than that, if there is one."""
-    sentence = parse_sentence(caption)
-    named = iconworld.unsafe_concepts_in(caption)
-    name = _any([name for name in objects if name not in named] or objects, rng)
-    items = [
-        replace(item, concept=name) if iconworld.concept(item.concept).unsafe else item for item in sentence.objects
-    ]
-    return replace(sentence, objects=tuple(items)).text()
+    (own,) = iconworld.unsafe_concepts_in(caption)
+    name = _any([name for name in objects if name != own] or objects, rng)
+    return _swapped(parse_sentence(caption), own, name)
 
 
 def in_style(scene: Scene, style: str) -> Scene:
