@@ -75,6 +75,8 @@ def test_the_figure_shows_points_bands_and_budgets(run: Any, found: Curves) -> N
     assert [line.get_xdata()[0] for line in single] == pytest.approx([found.at_scales(name)[0][2] for name in TUNED])
     guides = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2]
     assert guides == [1, 5, 20]
+    for line in single:  # a point out of sight would leave its mark in the legend without meaning
+        assert axes.viewLim.contains(*line.get_xydata()[0])
 
 
 def test_the_table_compares_with_safer_clip(run: Any, found: Curves) -> None:

@@ -19,16 +19,20 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
     found = Curves.read(results)
     figure = style.new(style.SINGLE, 3.0)
     axes = figure.subplots()
-    budgets = np.linspace(0, found.budgets[-1], STEPS)
+    itself = found.points.scales.index(1)
+    measured = {method: found.at_scales(method) for method in results.methods if method in found.models}
+    end = max(found.budgets[-1], *(loss[itself] for loss, _ in measured.values()))
+    budgets = np.linspace(0, end, STEPS)
     for budget in found.budgets:
         axes.axvline(budget, color="#d9d9d9", linewidth=0.6, zorder=0)
+    top = 0.0
     for method, look in style.looks(results.methods, settings.palette).items():
-        if method not in found.models:
+        if method not in measured:
             continue
-        style.band(axes, budgets, *found.band(method, budgets), look.colour)
-        loss, safety = found.at_scales(method)
+        low, high = found.band(method, budgets)
+        style.band(axes, budgets, low, high, look.colour)
+        loss, safety = measured[method]
         axes.plot(loss, safety, color=look.colour, marker=look.marker, markersize=2.5, markeredgewidth=0)
-        itself = found.points.scales.index(1)
         axes.plot(
             loss[itself],
             safety[itself],
@@ -40,10 +44,12 @@ def draw(results: Results, settings: FigureSettings) -> Figure:
             label=paper.method_title(method),
             zorder=4,
         )
+        top = max(top, high.max())
     axes.set_title("Safety within a budget")
     axes.set_xlabel("Zero-shot accuracy lost (points)")
     axes.set_ylabel("Unsafe queries with a safe first hit (%)")
-    axes.set_xlim(-0.03 * found.budgets[-1], 1.03 * found.budgets[-1])
+    axes.set_xlim(-0.03 * end, 1.03 * end)
+    axes.set_ylim(axes.get_ylim()[0], 1.03 * top)
     style.tidy(axes)
     handles, labels = axes.get_legend_handles_labels()
     key = Line2D([], [], color="black", marker="o", markersize=2.5, linewidth=1.2)
