@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import re
 from collections.abc import Callable
@@ -102,6 +103,31 @@ OVERLAYS = {
     "rehearsal": ("paper", "generation"),
     "rehearsal-release": ("paper", "generation", "rehearsal"),
 }
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.learning_rates.csv")), ids=lambda file: file.name)
+def test_learning_rates_are_the_chosen_ones(file: Path) -> None:
+    rates = {method: float(row["learning_rate"]) for method, row in chosen_in(file).items()}
+    methods = run_of(CONFIGS / f"{file.name.partition('.')[0]}.yaml").methods
+    assert rates
+    assert {method: methods[method].learning_rate for method in rates} == rates  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.edits.csv")), ids=lambda file: file.name)
+def test_edits_are_the_chosen_ones(file: Path) -> None:
+    methods = run_of(CONFIGS / f"{file.name.partition('.')[0]}.yaml").methods
+    choices = chosen_in(file)
+    assert choices
+    for method, row in choices.items():
+        edit = methods[method].edit.model_dump()  # type: ignore[union-attr]
+        settings = dict(pair.split("=") for pair in row["settings"].split())
+        assert {key: str(edit[key]) for key in settings} == settings, method
+
+
+def chosen_in(file: Path) -> dict[str, dict[str, str]]:
+    """The chosen row of each method that a step has tried settings of."""
+    with file.open() as rows:
+        return {row["method"]: row for row in csv.DictReader(rows) if row["chosen"] == "True"}
 
 
 def run_of(file: Path) -> config.Config:
