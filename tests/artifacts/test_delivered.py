@@ -47,8 +47,8 @@ def test_what_was_pulled_is_whole(delivered: Any) -> None:
 def test_one_setting_of_one_method_plans_its_jobs_and_their_summary(delivered: Any) -> None:
     delivered.variant("mini", {"methods.safer-clip.learning_rate": 2e-3})
     plan = delivered.plan()
-    assert set(plan.counts) == {"training", "evaluation", "figure", "table", "report", "all"}
-    for rule in ("training", "evaluation"):
+    assert set(plan.counts) == {"training", "evaluation", "tradeoff", "figure", "table", "report", "all"}
+    for rule in ("training", "evaluation", "tradeoff"):
         assert sorted((job["method"], job["seed"]) for job in plan.of(rule)) == [
             ("safer-clip", seed) for seed in ("0", "1", "2")
         ]
