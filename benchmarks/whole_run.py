@@ -47,6 +47,7 @@ CODE = {
     "mining": ("mining.nearest",),
     "training": ("training.train",),
     "evaluation": ("evaluation.evaluate",),
+    "tradeoff": ("evaluation.tradeoff",),
     "figures": ("figures.figure", "figures.style"),
     "tables": ("figures.table",),
 }
