@@ -105,18 +105,29 @@ OVERLAYS = {
 }
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.learning_rates.csv")), ids=lambda file: file.name)
-def test_learning_rates_are_the_chosen_ones(file: Path) -> None:
-    rates = {method: float(row["learning_rate"]) for method, row in chosen_in(file).items()}
-    methods = run_of(CONFIGS / f"{file.name.partition('.')[0]}.yaml").methods
-    assert rates
-    assert {method: methods[method].learning_rate for method in rates} == rates  # type: ignore[union-attr]
+def runs_with_chosen_rates() -> set[str]:
+    """Those with a table of learning rates that a step tried, and those that DVC delivers, which must have one."""
+    lock = CONFIGS.parent / "dvc.lock"
+    stages = yaml.safe_load(lock.read_text())["stages"] if lock.exists() else {}
+    tried = {file.name.partition(".")[0] for file in CONFIGS.glob("*.learning_rates.csv")}
+    return tried | (stages.keys() & {file.stem for file in CONFIGS.glob("*.yaml")})
+
+
+@pytest.mark.parametrize("name", sorted(runs_with_chosen_rates()))
+def test_configured_learning_rates_are_the_chosen_ones(name: str) -> None:
+    """They came from the one documented rule, by no other way: of the run itself, or of what it is laid over."""
+    run = run_of(CONFIGS / f"{name}.yaml")
+    tables = [rows_of(CONFIGS / f"{layer}.learning_rates.csv") for layer in (*OVERLAYS.get(name, ()), name)]
+    chosen = {method: float(row["learning_rate"]) for rows in tables for method, row in chosen_in(rows).items()}
+    trained = {method: values for method, values in run.methods.items() if isinstance(values, config.TrainedMethod)}
+    assert chosen == {method: values.learning_rate for method, values in trained.items()}
+    assert {float(row["learning_rate"]) for row in tables[-1]} == set(run.selection.learning_rates)
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.edits.csv")), ids=lambda file: file.name)
 def test_edits_are_the_chosen_ones(file: Path) -> None:
     methods = run_of(CONFIGS / f"{file.name.partition('.')[0]}.yaml").methods
-    choices = chosen_in(file)
+    choices = chosen_in(rows_of(file))
     assert choices
     for method, row in choices.items():
         edit = methods[method].edit.model_dump()  # type: ignore[union-attr]
@@ -124,10 +135,15 @@ def test_edits_are_the_chosen_ones(file: Path) -> None:
         assert {key: str(edit[key]) for key in settings} == settings, method
 
 
-def chosen_in(file: Path) -> dict[str, dict[str, str]]:
-    """The chosen row of each method that a step has tried settings of."""
-    with file.open() as rows:
-        return {row["method"]: row for row in csv.DictReader(rows) if row["chosen"] == "True"}
+def rows_of(file: Path) -> list[dict[str, str]]:
+    """What a step has tried."""
+    with file.open() as text:
+        return list(csv.DictReader(text))
+
+
+def chosen_in(rows: list[dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The chosen row of each method."""
+    return {row["method"]: row for row in rows if row["chosen"] == "True"}
 
 
 def run_of(file: Path) -> config.Config:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from projects import Plan
 
-ROOT = Path(__file__).parents[2]
 AGGREGATES = {"figure", "table", "report", "all"}
 
 
@@ -181,19 +178,6 @@ def test_own_pairs_have_no_benchmarks_of_the_embedded_world(finished: Any) -> No
     assert {"test_sets", "benchmark"}.isdisjoint(plan.counts)
     assert {"data", "mining", "training", "evaluation", "report"} <= set(plan.counts)
     assert not re.search(r"results/own/\S*(zero_shot|gallery|nsfw_caps)", plan.text)
-
-
-def test_configured_learning_rates_are_the_chosen_ones() -> None:
-    """Of every run that DVC delivers: they came from the one documented rule, by no other way."""
-    lock = ROOT / "dvc.lock"
-    stages = yaml.safe_load(lock.read_text())["stages"] if lock.exists() else {}
-    for name in stages.keys() & {file.stem for file in (ROOT / "config").glob("*.yaml")}:
-        config = yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
-        with (ROOT / f"config/{name}.learning_rates.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        chosen = {row["method"]: float(row["learning_rate"]) for row in rows if row["chosen"] == "True"}
-        assert chosen == {method: values["learning_rate"] for method, values in config["methods"].items() if values}
-        assert {float(row["learning_rate"]) for row in rows} == set(config["selection"]["learning_rates"])
 
 
 def test_curves_are_drawn_where_the_run_has_their_section_alone(finished: Any) -> None:
