@@ -167,7 +167,8 @@ class Killer:
 
     def _run_and_kill(self, free: bool) -> None:
         """Start the run and kill it: anywhere, or in a step not hit before, which is done again if it had ended."""
-        missed = sorted(self.passed - self.hit)
+        # Of a run that ended all steps have passed, also one that nobody saw: it can start while another is killed.
+        missed = sorted((self.durations.keys() if self.complete else self.passed) - self.hit)
         if self.complete:
             self._undo(missed)
         again = () if free or not missed or self.complete else ("--forcerun", missed[0].replace("-", "_"))
