@@ -167,6 +167,7 @@ class Killer:
 
     def _run_and_kill(self, free: bool) -> None:
         """Start the run and kill it: anywhere, or in a step not hit before, which is done again if it had ended."""
+        self.look_for_resumed()  # before the logs of the last run are removed or written over
         # Of a run that ended all steps have passed, also one that nobody saw: it can start while another is killed.
         missed = sorted((self.durations.keys() if self.complete else self.passed) - self.hit)
         if self.complete:
@@ -179,7 +180,6 @@ class Killer:
             assert run.wait() == 0, f"after {self.injected}:\n{run.text[-2000:]}"
             return
         self._kill(run, job, [JOB, SNAKEMAKE, ALL] if free else [JOB, ALL])
-        self.look_for_resumed()
         if self.injected[-1].fault != SNAKEMAKE:  # else its jobs go on writing, beside those of the next run
             self._check_halves()
 
